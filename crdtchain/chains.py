@@ -1,0 +1,121 @@
+"""Chains of authors: seq, prev, forks, and the evidence of an equivocation.
+
+Ops are numbered in the order in which a replica added them. An author's ops form a tree by `prev`; it is cut into *lanes*, runs of ops
+that follow each other. A chain is a lane and the part of its ancestors' lanes below the forks. Almost every author has one lane
+for ever, and then every question here is one comparison.
+
+Invariants:
+
+1. Every lane has at least one op of its own, and its ops have consecutive seqs.
+2. An author has more than one lane exactly when two of its ops have one seq.
+3. Which lane is a parent's and which a child's depends on the order of arrival and is nobody's business outside: answers do not.
+
+Source: protocol section 4.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+NONE = -1
+
+
+class Chains:
+    """The trees of all authors' ops; authors and ops are numbers."""
+
+    __slots__ = ("_author_lanes", "_fork_seq", "_lane_ops", "_lane_parent", "_lanes", "_seqs")
+
+    def __init__(self) -> None:
+        self._lanes = array("i")
+        self._seqs = array("q")
+        self._lane_parent = array("i")
+        self._fork_seq = array("q")
+        self._lane_ops: list[array[int]] = []
+        self._author_lanes: list[list[int]] = []
+
+    def add(self, author: int, seq: int, prev: int) -> int:
+        """Append an op (its number is the count so far); `prev` is -1 at seq 0. Returns its lane."""
+        while author >= len(self._author_lanes):
+            self._author_lanes.append([])
+        number = len(self._lanes)
+        lane = self._lanes[prev] if prev != NONE else NONE
+        if lane == NONE or self._lane_ops[lane][-1] != prev:
+            lane = self._open_lane(author, lane, seq - 1)
+        self._lane_ops[lane].append(number)
+        self._lanes.append(lane)
+        self._seqs.append(seq)
+        return lane
+
+    def _open_lane(self, author: int, parent: int, fork_seq: int) -> int:
+        self._lane_parent.append(parent)
+        self._fork_seq.append(fork_seq)
+        self._lane_ops.append(array("i"))
+        lane = len(self._lane_ops) - 1
+        self._author_lanes[author].append(lane)
+        return lane
+
+    def undo(self, author: int) -> None:
+        """Take back the op added last, which was this author's."""
+        lane = self._lanes.pop()
+        self._seqs.pop()
+        self._lane_ops[lane].pop()
+        if not self._lane_ops[lane]:
+            for column in (self._lane_ops, self._lane_parent, self._fork_seq, self._author_lanes[author]):
+                column.pop()
+
+    def seq(self, op: int) -> int:
+        """Return an op's seq."""
+        return self._seqs[op]
+
+    def is_on_chain(self, op: int, tip: int) -> bool:
+        """Whether `op` is `tip` or reached from it by prev alone."""
+        lane, target, seq = self._lanes[tip], self._lanes[op], self._seqs[op]
+        if lane == target:
+            return seq <= self._seqs[tip]
+        if seq >= self._seqs[tip]:
+            return False
+        while lane != target:
+            cap = self._fork_seq[lane]
+            lane = self._lane_parent[lane]
+            if lane == NONE or seq > cap:
+                return False
+        return True
+
+    def is_forked(self, author: int) -> bool:
+        """Whether two known ops of the author have one seq."""
+        return author < len(self._author_lanes) and len(self._author_lanes[author]) > 1
+
+    def tips(self, author: int) -> list[int]:
+        """Return the last op of each of the author's branches; none for an author without ops."""
+        if author >= len(self._author_lanes):
+            return []
+        return [self._lane_ops[lane][-1] for lane in self._author_lanes[author]]
+
+    def siblings(self, author: int, op: int) -> Iterator[int]:
+        """Yield the author's other ops with the op's seq."""
+        seq = self._seqs[op]
+        for lane in self._author_lanes[author]:
+            ops = self._lane_ops[lane]
+            place = seq - self._fork_seq[lane] - 1
+            if 0 <= place < len(ops) and ops[place] != op:
+                yield ops[place]
+
+    def ops_of(self, author: int) -> Iterator[int]:
+        """Yield all ops of an author, lane by lane, each lane by seq."""
+        for lane in self._author_lanes[author] if author < len(self._author_lanes) else ():
+            yield from self._lane_ops[lane]
+
+    def lanes_of(self, author: int) -> list[array[int]]:
+        """Return the ops of each of an author's lanes, by seq: not to be changed."""
+        return [self._lane_ops[lane] for lane in self._author_lanes[author]] if author < len(self._author_lanes) else []
+
+    def find_equivocation(self, author: int) -> tuple[int, int] | None:
+        """Return two ops of the author with one seq, the lowest such seq, or None."""
+        if not self.is_forked(author):
+            return None
+        pairs = [
+            (self._seqs[op], op, sibling) for op in self.ops_of(author) for sibling in self.siblings(author, op)
+        ]
+        _, op, sibling = min(pairs)
+        return op, sibling

@@ -1,0 +1,1 @@
+"""Small convergent data types that know nothing of ops: each file is one, with its laws."""

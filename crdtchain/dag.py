@@ -1,0 +1,215 @@
+"""The grow-only set of valid ops, as a graph: numbers, columns, heads, clocks, and what lies in whose past.
+
+Every op added gets the next number; numbers are local, and ops come after all that they link to, so ascending numbers are a
+causal order. Columns are arrays: an op costs a few hundred bytes here, and its block none, for the store has that.
+
+Invariants:
+
+1. Links point to lower numbers.
+2. `clock(x)` is the set of those witness ops in past(x) that are on the chain of no other one there.
+3. Whatever is asked depends on the set of ops alone, never on the order in which they came.
+
+Sources: protocol sections 1, 2 and 5. Not here: rules (`ledger.rules`), marks (`witness`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+
+from crdtchain.chains import Chains
+from crdtchain.crdts.frontier import Clock, join_frontiers
+from crdtchain.crdts.heads import Heads
+from crdtchain.ops import VALUE_KINDS, Kind, Op
+from crdtchain.scalars import Author, OpId
+
+NONE = -1
+KINDS = tuple(Kind)
+_KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+class Dag:
+    """The op table of one replica."""
+
+    def __init__(self, witnesses: Sequence[Author]) -> None:
+        self.chains = Chains()
+        self.heads: Heads[int] = Heads()
+        self.ids: list[OpId] = []
+        self.author_keys: list[Author] = list(witnesses)
+        """Witnesses have the first numbers, in genesis' order."""
+        self.witness_count = len(witnesses)
+        self.clocks: list[Clock] = []
+        self._numbers: dict[OpId, int] = {}
+        self._author_numbers: dict[Author, int] = {key: number for number, key in enumerate(witnesses)}
+        self.authors = array("i")
+        self.kinds = array("b")
+        self.times = array("q")
+        self.depths = array("q")
+        self.prevs = array("i")
+        self.last_values = array("i")
+        """For each op the last value op of its chain, itself included; -1 for none."""
+        self._parents = array("i")
+        self._parents_end = array("q")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, op: OpId) -> int | None:
+        """Return the number of an op, or None when it is not here."""
+        return self._numbers.get(op)
+
+    def kind(self, number: int) -> Kind:
+        """Return what an op does."""
+        return KINDS[self.kinds[number]]
+
+    def author_key(self, number: int) -> Author:
+        """Return the key of an op's author."""
+        return self.author_keys[self.authors[number]]
+
+    def author_number(self, author: Author) -> int:
+        """Return the number of an author, giving it one if it is new."""
+        number = self._author_numbers.get(author)
+        if number is None:
+            number = self._author_numbers[author] = len(self.author_keys)
+            self.author_keys.append(author)
+        return number
+
+    def find_author(self, author: Author) -> int | None:
+        """Return the number of an author, or None for one not seen."""
+        return self._author_numbers.get(author)
+
+    def is_witness_op(self, number: int) -> bool:
+        """Whether an op is a witness's."""
+        return self.authors[number] < self.witness_count
+
+    def previous_value(self, number: int) -> int:
+        """Return the last value op before an op on its chain, or -1."""
+        prev = self.prevs[number]
+        return NONE if prev == NONE else self.last_values[prev]
+
+    def parents(self, number: int) -> Sequence[int]:
+        """Return the numbers of an op's parents, prev not among them."""
+        start = self._parents_end[number - 1] if number else 0
+        return self._parents[start : self._parents_end[number]]
+
+    def links(self, number: int) -> list[int]:
+        """Return prev, if any, and the parents."""
+        prev = self.prevs[number]
+        parents = list(self.parents(number))
+        return parents if prev == NONE else [prev, *parents]
+
+    def missing(self, op: Op) -> list[OpId]:
+        """Return those of an op's links that are not here."""
+        links = op.parents if op.prev is None else (op.prev, *op.parents)
+        return [link for link in links if link not in self._numbers]
+
+    def join_clocks(self, clocks: Iterable[Clock]) -> Clock:
+        """Join clocks, dropping what is on another's chain."""
+        return join_frontiers(clocks, self.authors.__getitem__, self.chains.is_on_chain)
+
+    def place(self, op: Op) -> int:
+        """Append an op, all of whose links are here and which is not; it must be settled or undone before the next."""
+        prev = NONE if op.prev is None else self._numbers[op.prev]
+        parents = [self._numbers[parent] for parent in op.parents]
+        return self._append(op.id, op.author, _KIND_NUMBERS[op.kind], op.seq, op.time, prev, parents)
+
+    def settle(self, number: int) -> None:
+        """Make the op placed last a head."""
+        self.heads.add(number, self.links(number))
+
+    def _append(
+        self, op: OpId, author: Author, kind: int, seq: int, time: int, prev: int, parents: Sequence[int]
+    ) -> int:
+        """Append a row; the caller sees to the heads."""
+        number = len(self.ids)
+        links = list(parents) if prev == NONE else [prev, *parents]
+        author_number = self.author_number(author)
+        self.chains.add(author_number, seq, prev)
+        self.ids.append(op)
+        self._numbers[op] = number
+        self.authors.append(author_number)
+        self.kinds.append(kind)
+        self.times.append(time)
+        self.prevs.append(prev)
+        inherited = NONE if prev == NONE else self.last_values[prev]
+        self.last_values.append(number if KINDS[kind] in VALUE_KINDS else inherited)
+        self._parents.extend(parents)
+        self._parents_end.append(len(self._parents))
+        self.depths.append(1 + max((self.depths[link] for link in links), default=-1))
+        clock = self.join_clocks([self.clocks[link] for link in links])
+        if author_number < self.witness_count:
+            clock = self.join_clocks([clock, (number,)])
+        self.clocks.append(clock)
+        return number
+
+    def undo(self) -> None:
+        """Take back the op placed last, which has not been settled."""
+        links_start = self._parents_end[-2] if len(self._parents_end) > 1 else 0
+        del self._parents[links_start:]
+        self.chains.undo(self.authors[-1])
+        del self._numbers[self.ids[-1]]
+        for column in (
+            self.ids,
+            self.clocks,
+            self.authors,
+            self.kinds,
+            self.times,
+            self.depths,
+            self.prevs,
+            self.last_values,
+            self._parents_end,
+        ):
+            column.pop()
+
+    def merge(self, other: Dag) -> list[int]:
+        """Add the other's ops that are not here; returns this side's number of each of the other's ops."""
+        before = len(self)
+        rename: list[int] = []
+        for number, op in enumerate(other.ids):
+            mine = self._numbers.get(op)
+            if mine is None:
+                prev = other.prevs[number]
+                mine = self._append(
+                    op,
+                    other.author_key(number),
+                    other.kinds[number],
+                    other.chains.seq(number),
+                    other.times[number],
+                    NONE if prev == NONE else rename[prev],
+                    [rename[parent] for parent in other.parents(number)],
+                )
+            rename.append(mine)
+        known = set(rename)
+        theirs: Heads[int] = Heads(rename[head] for head in other.heads)
+        self.heads.merge(theirs, seen=lambda number: number < before, seen_by_other=known.__contains__)
+        return rename
+
+    def head_ids(self) -> list[OpId]:
+        """Return the ids of the heads, sorted."""
+        return sorted(self.ids[head] for head in self.heads)
+
+    def is_reached(self, target: int, tops: Iterable[int]) -> bool:
+        """Whether `target` is in the past of one of `tops`, by walking down; numbers below the target are not visited."""
+        depth = self.depths[target]
+        stack = [top for top in tops if top >= target]
+        visited: set[int] = set()
+        while stack:
+            number = stack.pop()
+            if number == target:
+                return True
+            if number in visited or self.depths[number] <= depth:
+                continue
+            visited.add(number)
+            stack.extend(link for link in self.links(number) if link >= target)
+        return False
+
+    def iterate_past(self, tops: Iterable[int]) -> Iterator[int]:
+        """Yield the numbers of everything in the past of `tops`, in no order."""
+        stack = list(tops)
+        visited: set[int] = set()
+        while stack:
+            number = stack.pop()
+            if number not in visited:
+                visited.add(number)
+                yield number
+                stack.extend(self.links(number))

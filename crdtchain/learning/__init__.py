@@ -1,0 +1,1 @@
+"""Deterministic parts of machine learning."""

@@ -1,0 +1,1 @@
+"""The derived state: accounts, jobs, rules, outcomes."""

@@ -1,0 +1,1 @@
+"""How two replicas find and exchange what they lack, sans-IO."""

@@ -1,0 +1,247 @@
+"""What witnesses say by linking: marks, acknowledgements, certificates, bans, as of any cut.
+
+Every op of a witness speaks about its whole past. When one is added, the ops that it newly covers are visited once and marked;
+that is all the work there ever is, for what held at an op of a witness holds for ever, and "as of Z" is a comparison with Z's clock.
+
+Theory of operation:
+
+1. A *mark* of witness w on x is an op o of w with x in past(o) and not in past(o.prev). w has one for x, or one on each of
+   several branches.
+2. A fact stated by w at o (an acknowledgement, an attest, knowledge of an equivocation) is stored as the pair of the fact and o. It is a
+   function of past(o), so all replicas that hold o hold the same pair: the tables are grow-only maps.
+3. A fact holds as of a cut when q different witnesses have stated it at ops that the cut sees.
+
+Source: protocol section 5. Not here: deadlines (`deadlines`), outcomes (`ledger.settlement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from crdtchain.crdts.first_seen import FirstSeen
+from crdtchain.crdts.frontier import Clock
+from crdtchain.crdts.multimap import GrowOnlyMultiMap
+from crdtchain.dag import NONE, Dag
+from crdtchain.params import Params
+
+CertificateKey: TypeAlias = tuple[int, bytes]
+"""A job's number and the digest of a record."""
+
+
+class Cut:
+    """A causally closed part of the ledger: everything here, or the past of some ops ("as of Z")."""
+
+    __slots__ = ("_dag", "_marks", "_tips", "clock", "tops")
+
+    def __init__(self, dag: Dag, marks: Sequence[FirstSeen], clock: Clock, tops: tuple[int, ...] | None) -> None:
+        self.clock = clock
+        self.tops = tops
+        self._dag = dag
+        self._marks = marks
+        self._tips: dict[int, list[int]] = {}
+        for tip in clock:
+            self._tips.setdefault(dag.authors[tip], []).append(tip)
+
+    def tips(self, witness: int) -> Sequence[int]:
+        """Return the last ops of a witness in the cut, one for each of its branches."""
+        return self._tips.get(witness, ())
+
+    def sees(self, op: int) -> bool:
+        """Whether an op of a witness is in the cut."""
+        is_on_chain = self._dag.chains.is_on_chain
+        return any(is_on_chain(op, tip) for tip in self._tips.get(self._dag.authors[op], ()))
+
+    def contains(self, op: int) -> bool:
+        """Whether any op is in the cut."""
+        if self.tops is None:
+            return True
+        if self._dag.is_witness_op(op):
+            return self.sees(op)
+        for witness in self._tips:
+            if any(self.sees(mark) for mark in self._marks[witness].get(op)):
+                return True
+        # Not covered by any witness of the cut, so the way down, if there is one, leads through ops that no witness
+        # covers either: few, unless the witnesses sleep.
+        return self._dag.is_reached(op, self.tops)
+
+    def count_witnesses(self, ops: Iterable[int]) -> int:
+        """Count the different witnesses among those of the given witness ops that are in the cut."""
+        found: set[int] = set()
+        for op in ops:
+            witness = self._dag.authors[op]
+            if witness not in found and self.sees(op):
+                found.add(witness)
+        return len(found)
+
+
+class Witnesses:
+    """The marks and statements of all witnesses of a network."""
+
+    def __init__(self, params: Params, dag: Dag) -> None:
+        self.params = params
+        self.dag = dag
+        self.marks = [FirstSeen() for _ in params.witnesses]
+        self.acknowledgements: GrowOnlyMultiMap[int, int] = GrowOnlyMultiMap()
+        """Value op to the witness ops that acknowledge it."""
+        self.attests: GrowOnlyMultiMap[CertificateKey, int] = GrowOnlyMultiMap()
+        """(job, record) to the witness ops that attest it."""
+        self.records: GrowOnlyMultiMap[int, bytes] = GrowOnlyMultiMap()
+        """Job to the digests of the records that somebody attests."""
+        self.accused: GrowOnlyMultiMap[int, CertificateKey] = GrowOnlyMultiMap()
+        """Author to the attested records that list it among the cheats."""
+        self.known_equivocations: GrowOnlyMultiMap[int, tuple[int, int]] = GrowOnlyMultiMap()
+        """Author to (seq, witness op): equivocations with the ops at which a witness first had both sides."""
+
+    def cut(self, tops: Iterable[int]) -> Cut:
+        """Return the past of some ops as a cut."""
+        numbers = tuple(tops)
+        return Cut(self.dag, self.marks, self.dag.join_clocks(self.dag.clocks[top] for top in numbers), numbers)
+
+    def everything(self) -> Cut:
+        """Return all that is here as a cut."""
+        tips = [tip for witness in range(len(self.marks)) for tip in self.dag.chains.tips(witness)]
+        return Cut(self.dag, self.marks, self.dag.join_clocks((tip,) for tip in tips), None)
+
+    def is_covered_by(self, op: int, tip: int) -> bool:
+        """Whether `op` is in the past of `tip`, an op of a witness."""
+        marks = self.marks[self.dag.authors[tip]]
+        first = marks.first(op)
+        if first == NONE:
+            return False
+        is_on_chain = self.dag.chains.is_on_chain
+        return is_on_chain(first, tip) or any(is_on_chain(mark, tip) for mark in marks.get(op)[1:])
+
+    def seen_by(self, op: int, cut: Cut) -> int:
+        """Count the witnesses that have an op in their past, as of a cut."""
+        return sum(any(cut.sees(mark) for mark in marks.get(op)) for marks in self.marks)
+
+    def cover(self, tip: int) -> list[int]:
+        """Mark all that a just added op of a witness newly covers, and acknowledge its value ops.
+
+        Returns the newly covered ops, in causal order. Costs O(new marks and their links).
+        """
+        covered = self._mark(tip)
+        dag = self.dag
+        for op in covered:
+            if dag.chains.is_forked(dag.authors[op]):
+                self._note_equivocation(op, tip)
+        for op in covered:
+            if dag.last_values[op] == op and self._may_acknowledge(op, tip):
+                self.acknowledgements.append_new(op, tip)
+        return covered
+
+    def undo(self, tip: int, covered: Iterable[int]) -> None:
+        """Take back what `cover` did for an op that turned out not to be valid."""
+        marks = self.marks[self.dag.authors[tip]]
+        for op in covered:
+            marks.undo(op, tip)
+            self.acknowledgements.undo(op, tip)
+            self.known_equivocations.undo(self.dag.authors[op], (self.dag.chains.seq(op), tip))
+
+    def _mark(self, tip: int) -> list[int]:
+        dag = self.dag
+        witness = dag.authors[tip]
+        marks = self.marks[witness]
+        forked = dag.chains.is_forked(witness)
+        marks.grow(tip + 1)
+        covered = [tip]
+        marks.add(tip, tip)
+        # prev needs no visit: it was marked when it was added, and so was all that it covers.
+        stack = list(dag.parents(tip))
+        while stack:
+            op = stack.pop()
+            if self.is_covered_by(op, tip) if forked else marks.first(op) != NONE:
+                continue
+            marks.add(op, tip)
+            covered.append(op)
+            stack.extend(dag.links(op))
+        covered.sort()
+        return covered
+
+    def _note_equivocation(self, op: int, tip: int) -> None:
+        dag = self.dag
+        author, seq = dag.authors[op], dag.chains.seq(op)
+        is_on_chain = dag.chains.is_on_chain
+        known = self.known_equivocations.get(author)
+        if any(at == seq and dag.authors[o] == dag.authors[tip] and is_on_chain(o, tip) for at, o in known):
+            return
+        if any(self.is_covered_by(sibling, tip) for sibling in dag.chains.siblings(author, op)):
+            self.known_equivocations.append_new(author, (seq, tip))
+
+    def _may_acknowledge(self, op: int, tip: int) -> bool:
+        dag = self.dag
+        witness, is_on_chain = dag.authors[tip], dag.chains.is_on_chain
+        previous = dag.previous_value(op)
+        if previous != NONE and not any(
+            dag.authors[o] == witness and is_on_chain(o, tip) for o in self.acknowledgements.get(previous)
+        ):
+            return False
+        author = dag.authors[op]
+        if not dag.chains.is_forked(author) and author not in self.accused:
+            return True
+        cut = self.cut((tip,))
+        if self._has_open_equivocation(op, tip, cut):
+            return False
+        return not self.is_banned(author, cut)
+
+    def _has_open_equivocation(self, op: int, tip: int, cut: Cut) -> bool:
+        """Whether past(tip) holds an equivocation of the author up to `op` and above its last certified value op before it."""
+        dag = self.dag
+        seqs = [
+            seq
+            for seq, o in self.known_equivocations.get(dag.authors[op])
+            if dag.authors[o] == dag.authors[tip] and dag.chains.is_on_chain(o, tip)
+        ]
+        if not seqs:
+            return False
+        certified = dag.previous_value(op)
+        while certified != NONE and not self.is_certified(certified, cut):
+            certified = dag.previous_value(certified)
+        floor = NONE if certified == NONE else dag.chains.seq(certified)
+        return any(floor < seq <= dag.chains.seq(op) for seq in seqs)
+
+    def is_certified(self, op: int, cut: Cut) -> bool:
+        """Whether q witnesses acknowledge a value op as of a cut."""
+        ops = self.acknowledgements.get(op)
+        return len(ops) >= self.params.quorum and cut.count_witnesses(ops) >= self.params.quorum
+
+    def attest(self, tip: int, job: int, digest: bytes, cheats: Iterable[int]) -> None:
+        """Note that the witness op `tip` attests a record of a job; `cheats` are the authors that it bans."""
+        key = (job, digest)
+        self.attests.add(key, tip)
+        self.records.add(job, digest)
+        for author in cheats:
+            self.accused.add(author, key)
+
+    def certificates(self, job: int, cut: Cut) -> list[bytes]:
+        """Return the digests of the records of a job that are certified as of a cut, sorted."""
+        return sorted(digest for digest in self.records.get(job) if self._has_quorum((job, digest), cut))
+
+    def is_banned(self, author: int, cut: Cut) -> bool:
+        """Whether a certificate in the cut lists the author among the cheats."""
+        return any(self._has_quorum(key, cut) for key in self.accused.get(author))
+
+    def _has_quorum(self, key: CertificateKey, cut: Cut) -> bool:
+        ops = self.attests.get(key)
+        return len(ops) >= self.params.quorum and cut.count_witnesses(ops) >= self.params.quorum
+
+    def count_past(self, time: int, cut: Cut) -> int:
+        """Count the witnesses that have an op in the cut with a time above `time`."""
+        times = self.dag.times
+        return sum(
+            any(times[tip] > time for tip in cut.tips(witness)) for witness in range(len(self.params.witnesses))
+        )
+
+    def merge(self, other: Witnesses, rename: Sequence[int], rename_author: Sequence[int]) -> None:
+        """Join the other's marks and statements into these, ops and authors renamed."""
+        for mine, theirs in zip(self.marks, other.marks, strict=True):
+            mine.merge(theirs, rename)
+        number = rename.__getitem__
+        self.acknowledgements.merge(other.acknowledgements, number, number)
+        self.attests.merge(other.attests, lambda key: (rename[key[0]], key[1]), number)
+        self.records.merge(other.records, number)
+        self.accused.merge(other.accused, rename_author.__getitem__, lambda key: (rename[key[0]], key[1]))
+        self.known_equivocations.merge(
+            other.known_equivocations, rename_author.__getitem__, lambda pair: (pair[0], rename[pair[1]])
+        )

@@ -1,0 +1,1 @@
+"""The program that people run: a peer node, its worker and its command line."""

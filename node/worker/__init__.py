@@ -1,0 +1,1 @@
+"""The worker: takes jobs, trains in sandboxes, bids, reveals, verifies."""
