@@ -10,11 +10,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 JOB_IN = Path(os.environ.get("JOB_IN", "/job/in"))
 JOB_OUT = Path(os.environ.get("JOB_OUT", "/job/out"))
+Array = npt.NDArray[Any]
 NAMES = ("bias1", "bias2", "weights1", "weights2")
 
 
@@ -26,7 +29,7 @@ def on_sigterm(number: int, frame: object) -> None:
     raise TimeIsUp
 
 
-def forward(x: np.ndarray, model: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def forward(x: Array, model: dict[str, Array]) -> tuple[Array, Array]:
     """The hidden layer and the class probabilities of some rows."""
     layer = np.maximum(x @ model["weights1"] + model["bias1"], 0)
     logits = layer @ model["weights2"] + model["bias2"]
@@ -34,12 +37,12 @@ def forward(x: np.ndarray, model: dict[str, np.ndarray]) -> tuple[np.ndarray, np
     return layer, powers / powers.sum(axis=1, keepdims=True)
 
 
-def compute_loss(x: np.ndarray, y: np.ndarray, model: dict[str, np.ndarray]) -> float:
+def compute_loss(x: Array, y: Array, model: dict[str, Array]) -> float:
     _, shares = forward(x, model)
     return float(-np.log(np.maximum(shares[np.arange(len(y)), y], 1e-12)).mean())
 
 
-def compute_gradient(x: np.ndarray, y: np.ndarray, model: dict[str, np.ndarray], l2: float) -> dict[str, np.ndarray]:
+def compute_gradient(x: Array, y: Array, model: dict[str, Array], l2: float) -> dict[str, Array]:
     layer, delta = forward(x, model)
     delta[np.arange(len(y)), y] -= 1
     delta /= len(y)
@@ -55,12 +58,12 @@ def compute_gradient(x: np.ndarray, y: np.ndarray, model: dict[str, np.ndarray],
 class Adam:
     """The optimiser of Kingma and Ba (2015), with its usual constants."""
 
-    def __init__(self, model: dict[str, np.ndarray]) -> None:
+    def __init__(self, model: dict[str, Array]) -> None:
         self.first = {name: np.zeros_like(values) for name, values in model.items()}
         self.second = {name: np.zeros_like(values) for name, values in model.items()}
         self.steps = 0
 
-    def update(self, model: dict[str, np.ndarray], gradient: dict[str, np.ndarray], rate: float) -> None:
+    def update(self, model: dict[str, Array], gradient: dict[str, Array], rate: float) -> None:
         self.steps += 1
         scale = rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
         for name, slope in gradient.items():
@@ -69,7 +72,7 @@ class Adam:
             model[name] -= scale * self.first[name] / (np.sqrt(self.second[name]) + 1e-8)
 
 
-def make_model(rng: np.random.Generator, inputs: int, hidden: int, classes: int) -> dict[str, np.ndarray]:
+def make_model(rng: np.random.Generator, inputs: int, hidden: int, classes: int) -> dict[str, Array]:
     return {
         "bias1": np.zeros(hidden),
         "bias2": np.zeros(classes),
@@ -78,7 +81,7 @@ def make_model(rng: np.random.Generator, inputs: int, hidden: int, classes: int)
     }
 
 
-def train(params: dict, rng: np.random.Generator, best: dict[str, np.ndarray]) -> None:
+def train(params: dict[str, Any], rng: np.random.Generator, best: dict[str, Array]) -> None:
     """Fill `best` with the best model so far, from the first epoch on."""
     x = np.load(JOB_IN / "data/train/digits_train_x.npy", allow_pickle=False) * float(params["scale"])
     y = np.load(JOB_IN / "data/train/digits_train_y.npy", allow_pickle=False).astype(np.int64)
@@ -106,10 +109,11 @@ def train(params: dict, rng: np.random.Generator, best: dict[str, np.ndarray]) -
 def main() -> int:
     params = json.loads((JOB_IN / "hyperparameters.json").read_text())
     rng = np.random.default_rng(int(os.environ["JOB_SEED"]))
-    best: dict[str, np.ndarray] = {}
+    best: dict[str, Array] = {}
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         train(params, rng, best)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except TimeIsUp:
         print("time is up: saving the best model so far", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,7 +17,7 @@ from crdtchain.adapters.models import parse_model, parse_npy, parse_predictions
 from crdtchain.errors import ModelError
 from crdtchain.learning.schema import ModelSchema
 from crdtchain.scalars import Micros
-from node.worker.metrics import compute_loss_micros, test_accuracy
+from node.worker.metrics import CLASS_METRICS, check_labels, compute_loss_micros, test_accuracy
 from node.worker.sandbox.base import Mode, Progress, RunResult, RunSpec, Sandbox, Status
 
 LABELS_BYTES_MAX = 2**28
@@ -65,13 +65,14 @@ async def evaluate(
         on_progress, cancel: as for `Sandbox.run`.
 
     Raises:
-        ModelError: the labels are not an npy file of numbers: the job can't be judged by anyone.
+        ModelError: the labels are not what the metric needs: the job can't be judged by anyone.
         SandboxError: the sandbox can't be used at all.
         ValueError: the spec is not a predict run.
     """
     if spec.mode is not Mode.PREDICT:
         raise ValueError("an evaluation is a predict run")
     truth = await asyncio.to_thread(parse_npy, labels, LABELS_BYTES_MAX)
+    check_labels(metric, truth)
     try:
         await asyncio.to_thread(parse_model, model, schema)
     except ModelError as error:
@@ -86,7 +87,7 @@ async def evaluate(
         data = result.files.get("predictions.npy", b"")
         predictions = await asyncio.to_thread(parse_predictions, data, spec.resources.disk_mib * 2**20)
         loss = await asyncio.to_thread(compute_loss_micros, metric, predictions, truth)
-        accuracy = test_accuracy(predictions, truth) if metric in ("log_loss", "error_rate") else None
+        accuracy = test_accuracy(predictions, truth) if metric in CLASS_METRICS else None
     except ModelError as error:
         return Evaluation(Status.BAD_OUTPUT, reason=f"The predictions are refused: {error}.", result=result)
     return Evaluation(Status.OK, loss, accuracy, result=result)

@@ -96,6 +96,10 @@ METRICS: dict[str, Callable[[Matrix, Matrix], float]] = {
 }
 
 
+CLASS_METRICS = ("log_loss", "error_rate")
+"""Metrics whose labels are numbers of classes."""
+
+
 def _to_matrix(values: npt.NDArray[Any], what: str) -> Matrix:
     if values.ndim not in (1, 2) or values.size == 0:
         raise ModelError(f"the {what} must be a column or a matrix with at least one number")
@@ -105,6 +109,17 @@ def _to_matrix(values: npt.NDArray[Any], what: str) -> Matrix:
     if not np.all(np.isfinite(matrix)):
         raise ModelError(f"the {what} contain a value that is not finite")
     return matrix
+
+
+def check_labels(metric: str, labels: npt.NDArray[Any]) -> None:
+    """Refuse labels that no predictions could be judged by: the poster's fault, not a model's.
+
+    Raises:
+        ModelError: not finite numbers, or for metrics about classes no column of whole numbers from 0 on.
+    """
+    truth = _to_matrix(labels, "labels")
+    if metric in CLASS_METRICS:
+        _class_labels(truth, 2**31)
 
 
 def compute_loss_micros(metric: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Micros:

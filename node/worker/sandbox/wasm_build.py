@@ -11,6 +11,7 @@ and `TRAINER_SHA256` pins them. After a change to the source, build with `--writ
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from crdtchain.errors import UsageError
 ZIG_VERSION = "0.17.1"
 """The compiler that gives the pinned digest; another version may give other, equally valid bytes."""
 
-TRAINER_SHA256 = "e70a398c9016966a903761d79ffe683b391bc4089695353b9662c02ecdd5030b"
+TRAINER_SHA256 = "38bd199e79fa97d1194b74802c5bded05700435441fa4a468d8eb77415e455e9"
 """SHA-256 of the committed module, in hex."""
 
 SOURCE = Path(__file__).parent / "wasm_src" / "trainer.c"
@@ -44,7 +45,8 @@ def build_module(source: Path = SOURCE) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "module.wasm"
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, "-o", target.name, str(source)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # so that nothing old is reused
+        done = subprocess.run(command, cwd=folder, env=os.environ | caches, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not target.exists():
             raise UsageError(f"the compiler refused {source.name} (is `ziglang` installed?): {done.stderr.strip()}")
         return target.read_bytes()

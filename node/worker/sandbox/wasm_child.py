@@ -32,6 +32,7 @@ import wasmtime
 
 from node.worker.sandbox.wasm_frame import (
     ALIGNMENT,
+    FRAME_BYTES_MAX,
     Entry,
     FrameError,
     Kind,
@@ -48,7 +49,7 @@ MODULE_BYTES_MAX = 8 * 2**20
 FAILURE_BYTES_MAX = 4096
 PROGRESS_EVERY_S = 0.1
 HOST_MEMORY_BYTES = 2**30
-"""What this process may use beside the program's memory: interpreter, compiler, copies of small outputs."""
+"""What this process may use beside the program's memory and copies of inputs and outputs: interpreter and engine."""
 
 DONE, MORE, NO_MEMORY = 0, 1, -2
 
@@ -247,8 +248,8 @@ class Program:
         memory.write(self.store, frame, at)
         return int(at)
 
-    def read_output(self, bytes_max: int) -> bytearray:
-        """Copy what the program gives as its output."""
+    def read_output(self, bytes_max: int, keep_bytes: int = 2**32) -> bytearray:
+        """Copy what the program gives as its output, or only its first `keep_bytes`."""
         memory = self.memory
         assert memory is not None
         at = self.call("output_ptr") & 0xFFFFFFFF
@@ -257,7 +258,7 @@ class Program:
             raise StopError("output_limit", f"The output has {size} bytes, more than the {bytes_max} granted.")
         if at + size > memory.data_len(self.store):
             raise StopError("bad_output", "The output lies outside the program's memory.")
-        return memory.read(self.store, at, at + size)
+        return memory.read(self.store, at, at + min(size, keep_bytes))
 
     def check_code(self, code: int) -> int:
         """Pass 0 and 1 on; anything else is the program's own failure, whose text is the output."""
@@ -265,18 +266,18 @@ class Program:
             return code
         if code == NO_MEMORY:
             raise StopError("oom", "The program says that its memory is too small.", code)
-        text = self.read_output(2**32)[:FAILURE_BYTES_MAX].decode(errors="replace")
+        text = self.read_output(2**32, FAILURE_BYTES_MAX).decode(errors="replace")
         raise StopError("job_error", f"The program failed: {first_line(text) or f'code {code}'}", code, text)
 
 
 def read_entries(request: dict[str, Any]) -> list[Entry]:
     """Read the files and values that the parent names, after checking that they fit in the program's memory."""
     sizes = [
-        (len(name.encode()), Path(value).stat().st_size if kind == Kind.FILE else 8)
+        (len(name.encode()), Path(value).stat().st_size if kind == Kind.FILE else len(str(value).encode()))
         for kind, name, value in request["entries"]
     ]
-    if compute_frame_size(sizes) > request["memory_bytes"]:
-        raise StopError("oom", "The inputs are larger than the memory limit.")
+    if compute_frame_size(sizes) > min(request["memory_bytes"], FRAME_BYTES_MAX):
+        raise StopError("oom", "The inputs are larger than the memory limit, or than 2 GiB.")
     entries = []
     for kind, name, value in request["entries"]:
         match Kind(kind):
@@ -325,15 +326,16 @@ def run(request: dict[str, Any], stream: BinaryIO) -> tuple[dict[str, Any], list
         frame = encode_frame(read_entries(request))
         seconds = request["seconds"]
         cpu_used = int(time.process_time()) + 1
-        limit_process(request["memory_bytes"] + len(frame) + HOST_MEMORY_BYTES, cpu_used + seconds + 5)
+        memory_bytes, output_bytes = request["memory_bytes"], request["output_bytes"]
+        copies = len(frame) + 3 * min(memory_bytes, output_bytes)
+        limit_process(memory_bytes + copies + HOST_MEMORY_BYTES, cpu_used + seconds + 5)
         send({"type": "running"}, stream)
         timer = threading.Timer(seconds, engine.increment_epoch)
         timer.daemon = True
         timer.start()
-        program = Program(engine, module, request["memory_bytes"])
+        program = Program(engine, module, memory_bytes)
         drive(program, request, frame, stream)
-        output = program.read_output(request["output_bytes"])
-        files = pick_files(decode_frame(output, request["output_bytes"]), request)
+        files = pick_files(decode_frame(program.read_output(output_bytes), output_bytes), request)
     except StopError as stop:
         message |= {"status": stop.status, "reason": stop.reason, "code": stop.code, "log": stop.log}
     except FrameError as error:

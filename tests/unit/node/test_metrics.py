@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped,unused-ignore]
 
 from crdtchain.errors import ModelError
-from node.worker.metrics import METRICS, compute_loss_micros, test_accuracy
+from node.worker.metrics import METRICS, check_labels, compute_loss_micros, test_accuracy
 
 
 def make_probabilities(seed: int, rows: int, columns: int) -> npt.NDArray[Any]:
@@ -108,3 +108,24 @@ def test_losses_are_integers_and_never_negative(metric: str) -> None:
     loss = compute_loss_micros(metric, one, labels)
     assert type(loss) is int
     assert loss == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "is_good"),
+    [
+        ("log_loss", [0, 1, 9], True),
+        ("log_loss", [0.5], False),
+        ("error_rate", [-1], False),
+        ("error_rate", [[1]], False),
+        ("error_rate", [], False),
+        ("mse", [[0.5]], True),
+        ("mse", [np.nan], False),
+        ("mae", ["a"], False),
+    ],
+)
+def test_labels_are_checked_by_themselves(metric: str, labels: list[Any], is_good: bool) -> None:
+    if is_good:
+        check_labels(metric, np.array(labels))
+    else:
+        with pytest.raises(ModelError, match="labels"):
+            check_labels(metric, np.array(labels))

@@ -155,19 +155,31 @@ static i64 int_param(const char *name, i64 otherwise) {
     return e && e->kind == KIND_INT ? *(const i64 *)(frame_at + e->data_at) : otherwise;
 }
 
-/* Reads digits with at most one point, and an optional sign; anything else gives `otherwise`. */
+static int has_bad_param = 0;
+
+static f64 refuse_param(void) {
+    has_bad_param = 1;
+    return 0;
+}
+
+static int check_params(void) {
+    return has_bad_param ? fail("A parameter that must be a decimal number such as \"0.05\" is none.") : DONE;
+}
+
+/* Reads digits with at most one point, and an optional sign. */
 static f64 decimal_param(const char *name, f64 otherwise) {
     const struct entry *e = find_entry(name);
     if (!e) return otherwise;
     if (e->kind == KIND_INT) return (f64)*(const i64 *)(frame_at + e->data_at);
-    if (e->kind != KIND_TEXT || e->data_len == 0) return otherwise;
+    if (e->kind != KIND_TEXT || e->data_len == 0) return refuse_param();
     const u8 *text = frame_at + e->data_at;
     u32 at = text[0] == '-';
     f64 value = 0, unit = 1;
     int seen_point = 0;
+    if (text[e->data_len - 1] < '0' || text[e->data_len - 1] > '9') return refuse_param();
     for (; at < e->data_len; at++) {
         if (text[at] == '.' && !seen_point) { seen_point = 1; continue; }
-        if (text[at] < '0' || text[at] > '9') return otherwise;
+        if (text[at] < '0' || text[at] > '9') return refuse_param();
         value = value * 10 + (text[at] - '0');
         if (seen_point) unit *= 10;
     }
@@ -234,15 +246,15 @@ static int is_readable(const struct array *a) {
            ((a->type == 'u' || a->type == 'b') && a->size == 1);
 }
 
-static f64 *read_features(struct slice file, f64 scale, u32 *rows, u32 *columns) {
+static int read_features(struct slice file, f64 scale, f64 **into, u32 *rows, u32 *columns) {
     struct array a;
-    if (!read_npy(file, &a) || !is_readable(&a)) { fail("The features are not a readable npy matrix."); return 0; }
-    f64 *x = alloc_f64((u64)a.rows * a.columns);
-    if (!x) { fail_memory(); return 0; }
+    if (!read_npy(file, &a) || !is_readable(&a)) return fail("The features are not a readable npy matrix.");
+    f64 *x = *into = alloc_f64((u64)a.rows * a.columns);
+    if (!x) return fail_memory();
     for (u64 i = 0; i < (u64)a.rows * a.columns; i++) x[i] = number_at(&a, i) * scale;
     *rows = a.rows;
     *columns = a.columns;
-    return x;
+    return DONE;
 }
 
 /* ---- numbers ---- */
@@ -393,14 +405,13 @@ static void update(u32 rows, f64 rate) {
 }
 
 static int read_training_data(void) {
-    u32 label_count;
     struct array y;
-    features = read_features(find_file("data/train/", "_x.npy"), decimal_param("params/scale", 1), &row_count, &dims);
-    if (!features) return FAILED;
+    struct slice x_file = find_file("data/train/", "_x.npy");
+    int code = read_features(x_file, decimal_param("params/scale", 1), &features, &row_count, &dims);
+    if (code) return code;
     if (!read_npy(find_file("data/train/", "_y.npy"), &y) || !is_readable(&y) || y.columns != 1)
         return fail("The labels are not a readable npy column.");
-    label_count = y.rows;
-    if (label_count != row_count || row_count < 2) return fail("Features and labels differ in length, or are too few.");
+    if (y.rows != row_count || row_count < 2) return fail("Features and labels differ in length, or are too few.");
     labels = alloc(row_count * 4);
     order = alloc(row_count * 4);
     if (!labels || !order) return fail_memory();
@@ -432,7 +443,7 @@ static int read_settings(void) {
     l2 = decimal_param("params/l2", 0);
     noise = decimal_param("params/noise", 0);
     random_state = (u64)int_param("seed", 0) * 0x9e3779b97f4a7c15ull + 1;
-    return DONE;
+    return check_params();
 }
 
 EXPORT("train") int train(const u8 *input, u32 input_len) {
@@ -532,8 +543,10 @@ static void write_npy_header(u8 *to, u32 rows, u32 columns) {
 EXPORT("predict") int predict(const u8 *input, u32 input_len) {
     int code = open_frame(input, input_len);
     if (code) return code;
-    f64 *x = read_features(find_file("data/test/", "_x.npy"), decimal_param("params/scale", 1), &row_count, &dims);
-    if (!x) return FAILED;
+    f64 *x;
+    struct slice x_file = find_file("data/test/", "_x.npy");
+    code = read_features(x_file, decimal_param("params/scale", 1), &x, &row_count, &dims);
+    if (code || (code = check_params())) return code;
     struct slice model = find_file("model/", "model.raw");
     i64 width = int_param("params/hidden", 0);
     i64 numbers = model.len / 8, first = width + (i64)dims * width, each = 1 + (width ? width : dims);
