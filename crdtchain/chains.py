@@ -24,7 +24,7 @@ NONE = -1
 class Chains:
     """The trees of all authors' ops; authors and ops are numbers."""
 
-    __slots__ = ("_author_lanes", "_fork_seq", "_lane_ops", "_lane_parent", "_lanes", "_seqs")
+    __slots__ = ("_author_lanes", "_fork_seq", "_lane_ops", "_lane_parent", "_lanes", "_seqs", "forked")
 
     def __init__(self) -> None:
         self._lanes = array("i")
@@ -33,6 +33,8 @@ class Chains:
         self._fork_seq = array("q")
         self._lane_ops: list[array[int]] = []
         self._author_lanes: list[list[int]] = []
+        self.forked: set[int] = set()
+        """Authors of whom two known ops have one seq."""
 
     def add(self, author: int, seq: int, prev: int) -> int:
         """Append an op (its number is the count so far); `prev` is -1 at seq 0. Returns its lane."""
@@ -53,6 +55,8 @@ class Chains:
         self._lane_ops.append(array("i"))
         lane = len(self._lane_ops) - 1
         self._author_lanes[author].append(lane)
+        if len(self._author_lanes[author]) > 1:
+            self.forked.add(author)
         return lane
 
     def undo(self, author: int) -> None:
@@ -63,6 +67,8 @@ class Chains:
         if not self._lane_ops[lane]:
             for column in (self._lane_ops, self._lane_parent, self._fork_seq, self._author_lanes[author]):
                 column.pop()
+            if len(self._author_lanes[author]) < 2:
+                self.forked.discard(author)
 
     def seq(self, op: int) -> int:
         """Return an op's seq."""
@@ -84,7 +90,7 @@ class Chains:
 
     def is_forked(self, author: int) -> bool:
         """Whether two known ops of the author have one seq."""
-        return author < len(self._author_lanes) and len(self._author_lanes[author]) > 1
+        return author in self.forked
 
     def tips(self, author: int) -> list[int]:
         """Return the last op of each of the author's branches; none for an author without ops."""

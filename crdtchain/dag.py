@@ -105,7 +105,20 @@ class Dag:
 
     def join_clocks(self, clocks: Iterable[Clock]) -> Clock:
         """Join clocks, dropping what is on another's chain."""
-        return join_frontiers(clocks, self.authors.__getitem__, self.chains.is_on_chain)
+        unique = list(dict.fromkeys(clocks))
+        if len(unique) == 1:
+            return unique[0]
+        if any(author < self.witness_count for author in self.chains.forked):
+            return join_frontiers(unique, self.authors.__getitem__, self.chains.is_on_chain)
+        # Without forks a witness's ops are one chain, and the later of two has the higher number.
+        authors = self.authors
+        tips: dict[int, int] = {}
+        for clock in unique:
+            for tip in clock:
+                witness = authors[tip]
+                if tips.get(witness, NONE) < tip:
+                    tips[witness] = tip
+        return tuple(sorted(tips.values()))
 
     def place(self, op: Op) -> int:
         """Append an op, all of whose links are here and which is not; it must be settled or undone before the next."""

@@ -49,8 +49,14 @@ class Cut:
 
     def sees(self, op: int) -> bool:
         """Whether an op of a witness is in the cut."""
+        witness = self._dag.authors[op]
+        tips = self._tips.get(witness)
+        if tips is None:
+            return False
+        if witness not in self._dag.chains.forked:
+            return op <= tips[0]
         is_on_chain = self._dag.chains.is_on_chain
-        return any(is_on_chain(op, tip) for tip in self._tips.get(self._dag.authors[op], ()))
+        return any(is_on_chain(op, tip) for tip in tips)
 
     def contains(self, op: int) -> bool:
         """Whether any op is in the cut."""
@@ -58,8 +64,13 @@ class Cut:
             return True
         if self._dag.is_witness_op(op):
             return self.sees(op)
-        for witness in self._tips:
-            if any(self.sees(mark) for mark in self._marks[witness].get(op)):
+        forked = self._dag.chains.forked
+        for witness, tips in self._tips.items():
+            marks = self._marks[witness]
+            first = marks.first(op)
+            if first == NONE:
+                continue
+            if first <= tips[0] if witness not in forked else any(self.sees(mark) for mark in marks.get(op)):
                 return True
         # Not covered by any witness of the cut, so the way down, if there is one, leads through ops that no witness
         # covers either: few, unless the witnesses sleep.
@@ -96,7 +107,9 @@ class Witnesses:
     def cut(self, tops: Iterable[int]) -> Cut:
         """Return the past of some ops as a cut."""
         numbers = tuple(tops)
-        return Cut(self.dag, self.marks, self.dag.join_clocks(self.dag.clocks[top] for top in numbers), numbers)
+        clocks = self.dag.clocks
+        clock = clocks[numbers[0]] if len(numbers) == 1 else self.dag.join_clocks(clocks[top] for top in numbers)
+        return Cut(self.dag, self.marks, clock, numbers)
 
     def everything(self) -> Cut:
         """Return all that is here as a cut."""
@@ -122,12 +135,13 @@ class Witnesses:
         Returns the newly covered ops, in causal order. Costs O(new marks and their links).
         """
         covered = self._mark(tip)
-        dag = self.dag
+        dag, forked, last_values = self.dag, self.dag.chains.forked, self.dag.last_values
+        if forked:
+            for op in covered:
+                if dag.authors[op] in forked:
+                    self._note_equivocation(op, tip)
         for op in covered:
-            if dag.chains.is_forked(dag.authors[op]):
-                self._note_equivocation(op, tip)
-        for op in covered:
-            if dag.last_values[op] == op and self._may_acknowledge(op, tip):
+            if last_values[op] == op and self._may_acknowledge(op, tip):
                 self.acknowledgements.append_new(op, tip)
         return covered
 
@@ -143,20 +157,38 @@ class Witnesses:
         dag = self.dag
         witness = dag.authors[tip]
         marks = self.marks[witness]
-        forked = dag.chains.is_forked(witness)
-        marks.grow(tip + 1)
-        covered = [tip]
-        marks.add(tip, tip)
         # prev needs no visit: it was marked when it was added, and so was all that it covers.
+        if witness in dag.chains.forked:
+            covered = self._mark_branch(marks, tip)
+        else:
+            first, prevs = marks.dense(tip + 1), dag.prevs
+            first[tip] = tip
+            covered = [tip]
+            stack = list(dag.parents(tip))
+            while stack:
+                op = stack.pop()
+                if first[op] != NONE:
+                    continue
+                first[op] = tip
+                covered.append(op)
+                if prevs[op] != NONE:
+                    stack.append(prevs[op])
+                stack.extend(dag.parents(op))
+        covered.sort()
+        return covered
+
+    def _mark_branch(self, marks: FirstSeen, tip: int) -> list[int]:
+        """Mark what an op on one of several branches newly covers: the other branches' marks do not count."""
+        dag = self.dag
+        marks.add(tip, tip)
+        covered = [tip]
         stack = list(dag.parents(tip))
         while stack:
             op = stack.pop()
-            if self.is_covered_by(op, tip) if forked else marks.first(op) != NONE:
-                continue
-            marks.add(op, tip)
-            covered.append(op)
-            stack.extend(dag.links(op))
-        covered.sort()
+            if not self.is_covered_by(op, tip):
+                marks.add(op, tip)
+                covered.append(op)
+                stack.extend(dag.links(op))
         return covered
 
     def _note_equivocation(self, op: int, tip: int) -> None:
@@ -173,12 +205,14 @@ class Witnesses:
         dag = self.dag
         witness, is_on_chain = dag.authors[tip], dag.chains.is_on_chain
         previous = dag.previous_value(op)
-        if previous != NONE and not any(
-            dag.authors[o] == witness and is_on_chain(o, tip) for o in self.acknowledgements.get(previous)
-        ):
-            return False
+        if previous != NONE:
+            for o in self.acknowledgements.get(previous):
+                if dag.authors[o] == witness and is_on_chain(o, tip):
+                    break
+            else:
+                return False
         author = dag.authors[op]
-        if not dag.chains.is_forked(author) and author not in self.accused:
+        if author not in dag.chains.forked and author not in self.accused:
             return True
         cut = self.cut((tip,))
         if self._has_open_equivocation(op, tip, cut):

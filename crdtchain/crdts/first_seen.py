@@ -56,10 +56,14 @@ class FirstSeen:
             return ()
         return (first, *self._more[item]) if item in self._more else (first,)
 
-    def grow(self, count: int) -> None:
-        """Make room for items below `count`, unmarked."""
+    def dense(self, count: int) -> array[int]:
+        """Return the first marks as an array with room for `count` items, -1 for none.
+
+        An observer that never forked may write to it directly: that is the fast way to mark many items.
+        """
         if count > len(self._first):
             self._first.extend([NONE] * (count - len(self._first)))
+        return self._first
 
     def merge(self, other: FirstSeen, rename: Sequence[int]) -> None:
         """Join `other` into this; `rename` gives this side's number of each of the other's items and events."""

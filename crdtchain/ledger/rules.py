@@ -73,7 +73,8 @@ def validate_header(context: Context, op: Op) -> None:
     if op.kind is Kind.GENESIS:
         raise RuleError("genesis", "a genesis is valid only as its own network's first op")
     dag, author = context.dag, context.dag.find_author(op.author)
-    parents_max = limits.WITNESS_PARENTS_MAX if op.author in context.params.witnesses else limits.PARENTS_MAX
+    is_witness = author is not None and author < dag.witness_count
+    parents_max = limits.WITNESS_PARENTS_MAX if is_witness else limits.PARENTS_MAX
     if len(op.parents) > parents_max:
         raise RuleError("links", f"{len(op.parents)} parents; at most {parents_max} are allowed")
     for parent in map(dag.find, op.parents):
