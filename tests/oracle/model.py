@@ -40,7 +40,7 @@ class Dag:
         body = genesis.body
         self.genesis = genesis
         self.witnesses: tuple[bytes, ...] = tuple(body["witnesses"])
-        self.grants: dict[bytes, int] = {key: amount for key, amount in body["grants"]}
+        self.grants: dict[bytes, int] = dict(body["grants"])
         self.n = len(self.witnesses)
         self.f = (self.n - 1) // 3
         self.q = -(-(self.n + self.f + 1) // 2)
@@ -55,6 +55,7 @@ class Dag:
 
     def insert(self, op: OracleOp) -> None:
         """Keep an op whose links are all known, without judging it."""
+        assert op.id not in self.ops, "inserted twice"
         reached: set[bytes] = {op.id}
         for link in op.links():
             reached |= self.pasts[link]

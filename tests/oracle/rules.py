@@ -71,7 +71,7 @@ class Oracle(Settling):
         worked_out = len(self.memo)
         code = self._judge_inserted(op)
         if code is None:
-            self._drop(op, worked_out)
+            self.drop(op, worked_out)
         return code
 
     def _judge_inserted(self, op: OracleOp) -> str | None:
@@ -80,10 +80,11 @@ class Oracle(Settling):
         self.insert(op)
         code = self._judge_as_of(op)
         if code is not None:
-            self._drop(op, worked_out)
+            self.drop(op, worked_out)
         return code
 
-    def _drop(self, op: OracleOp, worked_out: int) -> None:
+    def drop(self, op: OracleOp, worked_out: int) -> None:
+        """Take an inserted op out again, and all that was worked out since the memo had this size."""
         self.forget(op.id)
         while len(self.memo) > worked_out:
             self.memo.popitem()

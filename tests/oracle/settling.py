@@ -86,7 +86,8 @@ class Settling(Witnessing):
         record = self._search(job, z)
         return None if record is None else frozen(record)
 
-    def _lowest_and_pending(self, job: bytes, z: Past) -> tuple[list[OracleOp], list[OracleOp]]:
+    def lowest_and_pending(self, job: bytes, z: Past) -> tuple[list[OracleOp], list[OracleOp]]:
+        """The lowest determined bid of each author within max_loss, and the bids that are pending."""
         terms = self.ops[job].body
         lowest: dict[bytes, OracleOp] = {}
         unsure = []
@@ -118,7 +119,7 @@ class Settling(Witnessing):
 
     def _search(self, job: bytes, z: Past) -> Record | None:
         terms = self.ops[job].body
-        lowest, pending = self._lowest_and_pending(job, z)
+        lowest, pending = self.lowest_and_pending(job, z)
         cheats: set[bytes] = set()
         forfeits: set[bytes] = set()
         votes: list[bytes] = []

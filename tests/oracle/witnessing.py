@@ -14,7 +14,9 @@ def frozen(record: Record) -> tuple[object, ...]:
 def thawed(one: tuple[object, ...]) -> Record:
     """The record that `frozen` was made of."""
     winner, cheats, forfeits, votes, expired = one
-    assert isinstance(cheats, tuple) and isinstance(forfeits, tuple) and isinstance(votes, tuple)
+    assert isinstance(cheats, tuple)
+    assert isinstance(forfeits, tuple)
+    assert isinstance(votes, tuple)
     return {
         "winner": winner,
         "cheats": list(cheats),

@@ -72,7 +72,7 @@ def test_parents_are_sorted_unique_and_of_others() -> None:
 
 def test_parents_at_most_16_and_64_for_a_witness() -> None:
     names = [f"m{i}" for i in range(65)]
-    scene = Scene(1, {name: 1 for name in names})
+    scene = Scene(1, dict.fromkeys(names, 1))
     profiles = [scene.add(name, "profile", {"name": name, "about": ""}, 1) for name in names]
     body = {"name": "m0", "about": ""}
     assert scene.judge("m0", "profile", body, 2, *profiles[1:17]) is None
@@ -162,7 +162,7 @@ def test_a_stake() -> None:
     assert scene.oracle.judge(poor) == "balance"
     stake = scene.stake("a", job, 3, first, second)
     assert scene.judge("a", "stake", body, 4) == "stake_twice"
-    expired = {"winner": None, "cheats": [], "forfeits": [], "votes": [], "expired": True}
+    expired: dict[str, Any] = {"winner": None, "cheats": [], "forfeits": [], "votes": [], "expired": True}
     attests = [scene.attest(i, job, expired, 50_000) for i in range(2)]
     assert scene.judge("b", "stake", body, 5, attests[0]) == "job_not_certified"
     assert scene.judge("b", "stake", body, 5, attests[0], second) is None
@@ -272,7 +272,7 @@ def test_only_witnesses_beat_and_attest() -> None:
     assert scene.judge("a", "attest", {"job": job, "record": empty}, 1, job) == "not_witness"
     assert scene.judge("w0", "attest", {"job": job, "record": empty}, 1) == "named"
     one, two = sorted([scene.key("a"), scene.key("b")])
-    for changes, code in [
+    changed: list[tuple[dict[str, Any], str | None]] = [
         ({}, None),
         ({"expired": True}, None),
         ({"expired": True, "forfeits": [one]}, "record"),
@@ -285,7 +285,8 @@ def test_only_witnesses_beat_and_attest() -> None:
         ({"forfeits": [i.to_bytes(32) for i in range(500)]}, None),
         ({"forfeits": [i.to_bytes(32) for i in range(501)]}, "record"),
         ({"votes": [i.to_bytes(36) for i in range(501)]}, "record"),
-    ]:
+    ]
+    for changes, code in changed:
         assert scene.judge("w0", "attest", {"job": job, "record": empty | changes}, 1, job) == code
     scene.attest(0, job, empty, 1, job)
     assert scene.judge("w0", "attest", {"job": job, "record": empty | {"expired": True}}, 2) == "attest_twice"

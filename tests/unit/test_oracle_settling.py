@@ -24,7 +24,7 @@ class Play(Scene):
     """One job played by witnesses that see everything at once, step by step."""
 
     def __init__(self, n: int = 1, bidders: Sequence[str] = ("a", "b"), terms: dict[str, Any] | None = None) -> None:
-        super().__init__(n, GRANTS | {name: 50 for name in bidders})
+        super().__init__(n, GRANTS | dict.fromkeys(bidders, 50))
         self.bidders = list(bidders)
         self.the_job = self.job("poster", 100, BID, **(terms or {}))
         self.bids: dict[str, bytes] = {}
