@@ -1,23 +1,24 @@
 """Bytes and values: the strict DAG-CBOR profile, CIDs, and did:key.
 
-`validate_profile` walks over the bytes once, before anything decodes them; `decode` then leaves the building of values to
-cbor2, which by that time can only meet input that it treats well. `encode` is written here, because it has to refuse
-whatever the profile can't carry, and a check in front of cbor2's encoder would cost as much as encoding.
+`validate_profile` walks over the bytes once, before anything decodes them; `decode` then leaves the building of
+values to cbor2, which by that time can only meet input that it treats well. `encode` is written here, because it has
+to refuse whatever the profile can't carry, and a check in front of cbor2's encoder would cost as much as encoding.
 
 Invariants:
 
-1. `encode(decode(data)) == data` for all accepted data: each value has one encoding, and no two encodings share a value.
-2. Every refusal of bytes is a `DecodeError` with a stable code; no input raises anything else, or takes more than linear
-   time, or more memory than a small multiple of its length.
+1. `encode(decode(data)) == data` for all accepted data: each value has one encoding, and no two encodings share a
+   value.
+2. Every refusal of bytes is a `DecodeError` with a stable code; no input raises anything else, or takes more than
+   linear time, or more memory than a small multiple of its length.
 3. Nothing is allocated on the word of a length field: counts are charged against the bound on items when a container
    opens, and a slice never reaches beyond the input.
 
 The codes: `block_bytes`, `truncated`, `trailing`, `depth`, `items`, `not_shortest`, `indefinite`, `reserved`,
-`int_range`, `bytes_length`, `text_length`, `utf8`, `key_type`, `key_length`, `key_order`, `key_duplicate`, `tag`, `link`,
-`float`, `simple`. Bytes with several faults get the code of one of them.
+`int_range`, `bytes_length`, `text_length`, `utf8`, `key_type`, `key_length`, `key_order`, `key_duplicate`, `tag`,
+`link`, `float`, `simple`. Bytes with several faults get the code of one of them.
 
-Sources: RFC 8949, the IPLD DAG-CBOR and CID specifications, the W3C did:key method; protocol section 2. Not here: what the
-values of an op mean (`crdtchain.ops`, `crdtchain.shapes`).
+Sources: RFC 8949, the IPLD DAG-CBOR and CID specifications, the W3C did:key method; protocol section 2. Not here:
+what the values of an op mean (`crdtchain.ops`, `crdtchain.shapes`).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Link(bytes):
         return f"Link({bytes(self)!r})"
 
 
-Value: TypeAlias = "None | bool | int | str | bytes | Link | list[Value] | dict[str, Value]"
+Value: TypeAlias = "bool | int | str | bytes | Link | list[Value] | dict[str, Value] | None"
 """What the profile can carry."""
 
 _LINK_HEAD: Final = b"\xd8\x2a\x58\x25\x00"
@@ -244,11 +245,11 @@ def _make_link(tag: cbor2.CBORTag, _immutable: bool) -> Link:
 def encode(value: Value, *, bounded: bool = False) -> bytes:
     """Encode a value in the profile: the one encoding that `decode` accepts for it.
 
-    Lengths and the count of items may be beyond what a block can hold (a digest of the whole state is taken over such an
-    encoding), unless `bounded` is set.
+    Unless `bounded` is set, lengths and the count of items may be beyond what a block can hold: a digest of the whole
+    state is taken over such an encoding.
 
     Raises:
-        UsageError: the profile can't carry the value: a type, an integer, or a depth beyond it; or, if bounded, a length.
+        UsageError: the profile can't carry the value: a type, an integer or a depth; or, if bounded, a length.
     """
     parts: list[bytes] = []
     try:

@@ -1,12 +1,12 @@
 """What is signed, and the one signature rule of every platform.
 
-Libraries differ in what edge cases they take. So our own code first refuses whatever they could differ on: keys and points
-that are not canonically encoded or of small order, and S that is not reduced. What remains goes to an injected `Verifier`
-(libsodium in a process; a browser calls the pre-checks, then WebCrypto, which is asynchronous there).
+Libraries differ in what edge cases they take. So our own code first refuses whatever they could differ on: keys and
+points that are not canonically encoded or of small order, and S that is not reduced. What remains goes to an injected
+`Verifier` (libsodium in a process; a browser calls the pre-checks, then WebCrypto, which is asynchronous there).
 
-The checks are on encodings alone. With bit 255 (the sign of x) cleared, a point is its y; y must be below p, and not one of
-the five values of y that points of small order have: 0 (order 4), 1 (order 1), p - 1 (order 2), and two of order 8. A key
-that is no point at all passes: nothing verifies under it.
+The checks are on encodings alone. With bit 255 (the sign of x) cleared, a point is its y; y must be below p, and not
+one of the five values of y that points of small order have: 0 (order 4), 1 (order 1), p - 1 (order 2), and two of
+order 8. A key that is no point at all passes: nothing verifies under it.
 
 Sources: RFC 8032; protocol section 2. Not here: keys on disk (`crdtchain.adapters.keys`).
 """

@@ -5,17 +5,19 @@ A key file is one JSON object, at most 4 KiB, in one of two forms:
     {"format": "crdtchain-key/1", "author": "did:key:z6Mk…", "seed": HEX}
     {"format": "crdtchain-key/1", "author": "did:key:z6Mk…", "sealed": {"salt": HEX, "box": HEX}}
 
-`seed` is the 32-byte seed of RFC 8032. `box` is libsodium's SecretBox (24-byte nonce, then 16-byte tag and ciphertext) of that
-seed, under the 32-byte key that Argon2id 1.3 makes of the passphrase (UTF-8) and the 16-byte salt with 3 passes over 256 MiB.
-`author` must be the seed's own: so a damaged file is noticed before it signs.
+`seed` is the 32-byte seed of RFC 8032. `box` is libsodium's SecretBox (24-byte nonce, then 16-byte tag and
+ciphertext) of that seed, under the 32-byte key that Argon2id 1.3 makes of the passphrase (UTF-8) and the 16-byte salt
+with 3 passes over 256 MiB. `author` must be the seed's own: so a damaged file is noticed before it signs.
 
 Invariants:
 
-1. A file is created exclusively, with mode 0600, and is on disk before `create_key_file` returns: a key never replaces another.
+1. A file is created exclusively, with mode 0600, and is on disk before `create_key_file` returns: a key never
+   replaces another.
 2. A file that group or others can read or write is refused: its key may be known.
 3. Neither texts of errors, nor `repr`, nor pickles carry anything of the seed.
 
-Sources: RFC 8032, RFC 9106, libsodium's documentation. Not here: the lock that keeps two processes from using one key.
+Sources: RFC 8032, RFC 9106, libsodium's documentation. Not here: the lock that keeps two processes from using one
+key.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def sodium_verifier(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Say whether libsodium takes a signature; it runs outside the interpreter's lock, so threads verify in parallel."""
+    """Say whether libsodium takes a signature; it runs outside the interpreter's lock: threads verify in parallel."""
     if len(key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:
