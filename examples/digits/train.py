@@ -18,7 +18,6 @@ import numpy.typing as npt
 JOB_IN = Path(os.environ.get("JOB_IN", "/job/in"))
 JOB_OUT = Path(os.environ.get("JOB_OUT", "/job/out"))
 Array = npt.NDArray[Any]
-NAMES = ("bias1", "bias2", "weights1", "weights2")
 
 
 class TimeIsUp(Exception):
@@ -121,7 +120,13 @@ def main() -> int:
         (JOB_OUT / "failure").write_text("the time was up before the first epoch")
         return 1
     (JOB_OUT / "model").mkdir(parents=True, exist_ok=True)
-    np.savez(JOB_OUT / "model/model.npz", **{name: best[name] for name in NAMES})
+    np.savez(
+        JOB_OUT / "model/model.npz",
+        bias1=best["bias1"],
+        bias2=best["bias2"],
+        weights1=best["weights1"],
+        weights2=best["weights2"],
+    )
     return 0
 
 

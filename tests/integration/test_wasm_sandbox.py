@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import wasmtime
 
+from crdtchain.errors import SandboxError
 from crdtchain.learning.schema import ModelSchema
 from node.worker.evaluate import evaluate
 from node.worker.metrics import compute_loss_micros
@@ -95,6 +96,15 @@ def find_children(pid: int) -> list[int]:
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         found += map(int, children.read_text().split())
     return [child for child in found if b"wasm_child" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def wasm_number(value: int) -> bytes:
+    """LEB128, as in a module's bytes."""
+    digits = []
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
 
 
 async def wait_until(condition: Callable[[], Any], seconds: float = 10) -> Any:
@@ -282,13 +292,13 @@ async def test_a_cancelled_task_leaves_no_process(bench: Bench) -> None:
 
 @pytest.mark.asyncio
 async def test_the_loop_stays_free_while_programs_run(bench: Bench) -> None:
-    run = asyncio.create_task(bench.sandbox.run(bench.make_spec(make_module(SPIN), seconds=1)))
+    run = asyncio.create_task(bench.sandbox.run(bench.make_spec(make_module(SPIN), seconds=2)))
     worst, last = 0.0, time.monotonic()
     while not run.done():
         await asyncio.sleep(0.01)
         now = time.monotonic()
         worst, last = max(worst, now - last), now
-    assert worst < 0.5
+    assert worst < 1
 
 
 @pytest.mark.asyncio
@@ -350,7 +360,9 @@ async def test_closing_ends_every_run(bench: Bench) -> None:
     await wait_until(lambda: len(find_children(os.getpid())) == 3)
     await bench.sandbox.close()
     for result in await asyncio.gather(*runs):
-        assert result.status in (Status.INFRA_ERROR, Status.CANCELLED)
+        assert result.status is Status.CANCELLED
+    with pytest.raises(SandboxError):
+        await bench.sandbox.run(spec)
 
 
 @pytest.mark.asyncio
@@ -362,6 +374,35 @@ async def test_sweeping_removes_only_old_leftovers(bench: Bench) -> None:
         os.utime(cache / name, (time.time() - age, time.time() - age))
     assert await bench.sandbox.sweep() == 1
     assert sorted(path.suffix for path in cache.iterdir()) == [".compiled", ".part"]
+
+
+@pytest.mark.asyncio
+async def test_the_cache_forgets_what_was_used_longest_ago(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = bench.folder / "cache"
+    await bench.sandbox.run(bench.make_digits(Mode.TRAIN))
+    (first,) = cache.iterdir()
+    os.utime(first, (0, 0))
+    await bench.sandbox.run(bench.make_spec(make_module("unreachable")))
+    monkeypatch.setattr("node.worker.sandbox.wasm.CACHE_BYTES_MAX", first.stat().st_size)
+    assert await bench.sandbox.sweep() == 1
+    assert first not in set(cache.iterdir()) and len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_module_that_is_too_costly_to_compile_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = b"\x03\x40" * 100_000 + b"\x0b" * 100_000  # nesting makes the compiler use memory with its square
+    body = b"\0" + loops + b"\x41\0\x0b"
+    size = wasm_number(len(body))
+    code = b"\x01" + size + body
+    module = b"\0asm\1\0\0\0\x01\x05\x01\x60\x00\x01\x7f\x03\x02\x01\x00\x0a" + wasm_number(len(code)) + code
+    result = await bench.sandbox.run(bench.make_spec(module, seconds=1))
+    assert (result.status, "memory to compile" in result.reason) == (Status.JOB_ERROR, True), result
+    monkeypatch.setattr("node.worker.sandbox.wasm.COMPILE_S", 0.5)
+    result = await bench.sandbox.run(bench.make_spec(module, seconds=1))
+    assert (result.status, "to compile" in result.reason) == (Status.JOB_ERROR, True), result
+    assert result.wall_ms < 3000
 
 
 @pytest.mark.asyncio

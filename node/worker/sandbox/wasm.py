@@ -46,6 +46,7 @@ KILL_AFTER_S = 3
 """How long after the wall limit a child may take to say that it stopped."""
 
 MEMORY_BYTES_MAX = 2**32
+CACHE_BYTES_MAX = 2**28
 STDERR_BYTES_MAX = 65536
 LINE_BYTES_MAX = 2**18
 ROOT = Path(__file__).parents[3]
@@ -59,7 +60,7 @@ class _ChildError(Exception):
     """The child broke its protocol, or is broken itself."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """What is known of a run while its child lives."""
 
@@ -83,7 +84,8 @@ class WasmSandbox:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self._children: set[asyncio.subprocess.Process] = set()
+        self._runs: list[_Run] = []
+        self._is_closed = False
         self._version = _find_version()
 
     async def check(self) -> SandboxInfo:
@@ -105,8 +107,10 @@ class WasmSandbox:
         """Run the module named by `spec.image` to its end within its limits.
 
         Raises:
-            SandboxError: wasmtime is not installed.
+            SandboxError: wasmtime is not installed, or this sandbox was closed.
         """
+        if self._is_closed:
+            raise SandboxError("this sandbox was closed: make another one")
         if self._version is None:
             raise SandboxError("no WebAssembly engine is installed: install the Python package `wasmtime`")
         started = time.monotonic()
@@ -121,23 +125,30 @@ class WasmSandbox:
         return replace(result, backend=self.name, version=self._version, wall_ms=wall_ms)
 
     async def sweep(self) -> int:
-        """Remove half-written cache files of children that died; children themselves never outlive their run."""
+        """Remove what the cache need not keep; processes never outlive their run."""
         return await asyncio.to_thread(self._sweep_cache)
 
     def _sweep_cache(self) -> int:
-        count = 0
-        for part in self._cache.glob("*.part"):
+        """Remove what is half-written and old, and the compiled modules used longest ago beyond the cache's size."""
+        count, total = 0, 0
+        found = []
+        for path in self._cache.iterdir() if self._cache.exists() else ():
             with contextlib.suppress(OSError):
-                if time.time() - part.stat().st_mtime > COMPILE_S:
-                    part.unlink()
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
+        for used, size, path in sorted(found, reverse=True):
+            total += size
+            if total > CACHE_BYTES_MAX or (path.suffix == ".part" and time.time() - used > COMPILE_S):
+                with contextlib.suppress(OSError):
+                    path.unlink()
                     count += 1
         return count
 
     async def close(self) -> None:
-        """End every run that is still going; each reports an infra_error or its cancellation."""
-        for child in list(self._children):
-            _kill(child)
-            await child.wait()
+        """Cancel every run that is still going; later ones are refused."""
+        self._is_closed = True
+        for run in list(self._runs):
+            _cancel(run)
+            await run.child.wait()
 
     async def _run_child(
         self,
@@ -152,7 +163,9 @@ class WasmSandbox:
         except OSError as error:
             return RunResult(Status.INFRA_ERROR, f"The sandbox's process could not be started: {error}.")
         run = _Run(spec, child, started)
-        self._children.add(child)
+        self._runs.append(run)
+        if self._is_closed:  # while the child was started
+            _cancel(run)
         helpers = [asyncio.create_task(_collect_stderr(run))]
         if cancel is not None:
             helpers.append(asyncio.create_task(_kill_on(cancel, run)))
@@ -163,11 +176,12 @@ class WasmSandbox:
             for helper in helpers:
                 helper.cancel()
             _kill(child)
-            self._children.discard(child)
+            self._runs.remove(run)
             await asyncio.shield(child.wait())
 
     async def _start_child(self) -> asyncio.subprocess.Process:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._sweep_cache)
         # -I: neither variables nor the current folder decide what is imported.
         return await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-c", START.format(root=str(ROOT)),
@@ -300,6 +314,8 @@ def explain_death(run: _Run) -> RunResult:
         return RunResult(
             Status.INFRA_ERROR, "The sandbox's process was ended from outside.", code, number, log_tail=tail
         )
+    if number == signal.SIGABRT and not run.running:
+        return RunResult(Status.JOB_ERROR, "The module needs too much memory to compile.", signal=number, log_tail=tail)
     if number == getattr(signal, "SIGXCPU", None):
         return RunResult(Status.TIMEOUT, "The program used up its CPU time.", signal=number)
     return RunResult(Status.CRASHED, f"The sandbox's process died of signal {number}.", signal=number, log_tail=tail)
@@ -312,10 +328,14 @@ def _kill(child: asyncio.subprocess.Process) -> None:
             os.kill(child.pid, signal.SIGKILL)
 
 
-async def _kill_on(cancel: asyncio.Event, run: _Run) -> None:
-    await cancel.wait()
+def _cancel(run: _Run) -> None:
     run.cancelled = True
     _kill(run.child)
+
+
+async def _kill_on(cancel: asyncio.Event, run: _Run) -> None:
+    await cancel.wait()
+    _cancel(run)
 
 
 async def _collect_stderr(run: _Run) -> None:

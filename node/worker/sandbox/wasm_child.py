@@ -50,6 +50,8 @@ FAILURE_BYTES_MAX = 4096
 PROGRESS_EVERY_S = 0.1
 HOST_MEMORY_BYTES = 2**30
 """What this process may use beside the program's memory and copies of inputs and outputs: interpreter and engine."""
+COMPILER_MEMORY_BYTES = 2 * 2**30
+"""What this process may use while it compiles a module."""
 
 DONE, MORE, NO_MEMORY = 0, 1, -2
 
@@ -87,6 +89,16 @@ def exit_with_parent() -> NoReturn:
     os._exit(3)
 
 
+def limit_compiler() -> None:
+    """Bound the memory that compiling a stranger's module may take; lifted when the program's own limit is known."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (COMPILER_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    with contextlib.suppress(OSError):  # if memory runs out, this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def limit_process(data_bytes: int, seconds: int) -> None:
     """Set the process's own limits; where the platform has none, the parent's timer remains."""
     try:
@@ -103,8 +115,6 @@ def limit_process(data_bytes: int, seconds: int) -> None:
     lower(resource.RLIMIT_NOFILE, 16)
     lower(resource.RLIMIT_DATA, data_bytes)
     lower(resource.RLIMIT_CPU, seconds)
-    with contextlib.suppress(OSError):  # if memory runs out, this process goes first
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def make_engine() -> wasmtime.Engine:
@@ -138,6 +148,8 @@ def read_cached(engine: wasmtime.Engine, path: Path) -> wasmtime.Module | None:
         return None
     if hashlib.sha256(stored[32:]).digest() != stored[:32]:
         return None
+    with contextlib.suppress(OSError):  # the parent removes what was used longest ago
+        os.utime(path)
     try:
         return wasmtime.Module.deserialize(engine, stored[32:])
     except wasmtime.WasmtimeError:
@@ -320,6 +332,7 @@ def run(request: dict[str, Any], stream: BinaryIO) -> tuple[dict[str, Any], list
     message: dict[str, Any] = {"type": "result", "status": "ok", "reason": "", "code": 0, "log": "", "peak": 0}
     files: list[tuple[str, bytes]] = []
     program = None
+    limit_compiler()
     try:
         engine = make_engine()
         module = load_module(engine, request)
