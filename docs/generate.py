@@ -1,4 +1,4 @@
-"""Write what the documentation takes from the program itself; `make docs` runs it, tests/test_docs.py finds what is stale.
+"""Write what the documentation takes from the program; `make docs` runs it, tests/test_docs.py finds what is stale.
 
 python -m docs.generate            write docs/architecture.md's list of modules and docs/reference/
 python -m docs.generate --check    write nothing; exit 1 and name what would change
@@ -15,6 +15,13 @@ from typing import Final
 DOCS: Final = Path(__file__).parent
 ROOT: Final = DOCS.parent
 GENERATED: Final = "<!-- Written by `make docs` from the program; changes by hand are lost. -->\n"
+ERRORS_INTRO: Final = """\
+Every exception of the library and the program is in one tree; the class shows whose fault it is. The command line shows
+one sentence and ends with one of its [exit codes](cli.md#exit-codes); `--debug` adds the trace."""
+LIMITS_INTRO: Final = """\
+Units are in the names. The bounds of ops and bodies are rules of the protocol, the same everywhere; those of frames,
+waiting ops, connections and time ahead are this program's own: they delay, hold or disconnect, and never make an op
+invalid."""
 
 
 def first_line(path: Path) -> str:
@@ -67,8 +74,7 @@ def write_errors() -> str:
         [
             "# Errors",
             GENERATED,
-            "Every exception of the library and the program is in one tree; the class shows whose fault it is. The command line",
-            "shows one sentence and ends with the exit code of [the command line](cli.md#exit-codes); `--debug` adds the trace.",
+            ERRORS_INTRO,
             "",
             "| class | is a | meaning |",
             "| --- | --- | --- |",
@@ -97,9 +103,7 @@ def write_limits() -> str:
         [
             "# Limits",
             GENERATED,
-            "Units are in the names. The bounds of ops and bodies are rules of the protocol, the same everywhere; those of frames,",
-            "waiting ops, connections and time ahead are this program's own: they delay, hold or disconnect, and never make an op",
-            "invalid.",
+            LIMITS_INTRO,
             "",
             "| name | value | note |",
             "| --- | --- | --- |",
