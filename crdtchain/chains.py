@@ -1,14 +1,15 @@
 """Chains of authors: seq, prev, forks, and the evidence of an equivocation.
 
-Ops are numbered in the order in which a replica added them. An author's ops form a tree by `prev`; it is cut into *lanes*, runs of ops
-that follow each other. A chain is a lane and the part of its ancestors' lanes below the forks. Almost every author has one lane
-for ever, and then every question here is one comparison.
+Ops are numbered in the order in which a replica added them. An author's ops form a tree by `prev`; it is cut into
+*lanes*, runs of ops that follow each other. A chain is a lane and the part of its ancestors' lanes below the forks.
+Almost every author has one lane for ever, and then every question here is one comparison.
 
 Invariants:
 
 1. Every lane has at least one op of its own, and its ops have consecutive seqs.
 2. An author has more than one lane exactly when two of its ops have one seq.
-3. Which lane is a parent's and which a child's depends on the order of arrival and is nobody's business outside: answers do not.
+3. Which lane is a parent's and which a child's depends on the order of arrival and is nobody's business outside:
+   answers do not.
 
 Source: protocol section 4.
 """
@@ -120,8 +121,6 @@ class Chains:
         """Return two ops of the author with one seq, the lowest such seq, or None."""
         if not self.is_forked(author):
             return None
-        pairs = [
-            (self._seqs[op], op, sibling) for op in self.ops_of(author) for sibling in self.siblings(author, op)
-        ]
+        pairs = [(self._seqs[op], op, sibling) for op in self.ops_of(author) for sibling in self.siblings(author, op)]
         _, op, sibling = min(pairs)
         return op, sibling

@@ -1,7 +1,8 @@
 """The grow-only set of valid ops, as a graph: numbers, columns, heads, clocks, and what lies in whose past.
 
-Every op added gets the next number; numbers are local, and ops come after all that they link to, so ascending numbers are a
-causal order. Columns are arrays: an op costs a few hundred bytes here, and its block none, for the store has that.
+Every op added gets the next number; numbers are local, and ops come after all that they link to, so ascending numbers
+are a causal order. Columns are arrays: an op costs a few hundred bytes here, and its block none, for the store has
+that.
 
 Invariants:
 
@@ -202,7 +203,9 @@ class Dag:
         return sorted(self.ids[head] for head in self.heads)
 
     def is_reached(self, target: int, tops: Iterable[int]) -> bool:
-        """Whether `target` is in the past of one of `tops`, by walking down; numbers below the target are not visited."""
+        """Whether `target` is in the past of one of `tops`, by walking down; numbers below the target are not
+        visited.
+        """
         depth = self.depths[target]
         stack = [top for top in tops if top >= target]
         visited: set[int] = set()

@@ -1,12 +1,13 @@
 """Time is what the witnesses saw: ON_TIME, LATE and OPEN, arrival ticks.
 
-A witness *has x for D* by an op that covers x and is dated no later than D, or, up to f + 1 steps of Δ later, when enough other witnesses
-had it before (the staircase). It *closed D without x* when it is dated past the last step and does not have it. q witnesses that have x make
-it ON_TIME; q that closed without it, LATE; else it is OPEN.
+A witness *has x for D* by an op that covers x and is dated no later than D, or, up to f + 1 steps of Δ later, when
+enough other witnesses had it before (the staircase). It *closed D without x* when it is dated past the last step and
+does not have it. q witnesses that have x make it ON_TIME; q that closed without it, LATE; else it is OPEN.
 
 Invariants:
 
-1. Whether an op of a witness has x for D follows from that op's past, so `find_holders` is the same at every replica that holds the op.
+1. Whether an op of a witness has x for D follows from that op's past, so `find_holders` is the same at every replica
+   that holds the op.
 2. ON_TIME and LATE are monotone in the cut; with at most f Byzantine witnesses they exclude each other.
 3. For a later deadline an op is never less on time.
 

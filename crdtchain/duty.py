@@ -1,12 +1,14 @@
 """A witness's duty: what it has to say next, from the ledger and the time.
 
-Pure decisions: `next_statement` returns one statement or None; the caller signs it, adds it, and asks again until there is none. What was said is
-read off the witness's own chain, so nothing is remembered elsewhere and a restart changes nothing.
+Pure decisions: `next_statement` returns one statement or None; the caller signs it, adds it, and asks again until
+there is none. What was said is read off the witness's own chain, so nothing is remembered elsewhere and a restart
+changes nothing.
 
 Theory of operation:
 
-1. A deadline D of a certified job is *due* when the clock has passed it since the last look: then the statement is dated D and covers what is
-   here. The caller looks before it adds anything, so that is what was held at D. A job that turns out certified only after D is not due.
+1. A deadline D of a certified job is *due* when the clock has passed it since the last look: then the statement is
+   dated D and covers what is here. The caller looks before it adds anything, so that is what was held at D. A job
+   that turns out certified only after D is not due.
 2. The same for the next tick after a bid has come.
 3. Within the staircase after D: at once when a statement would newly have something.
 4. Past D + (f + 1)·Δ: one statement that closes D.
@@ -136,7 +138,9 @@ class Duty:
             yield job, terms.verdict_until, Kind.VOTE
 
     def _due_time(self, now_ms: int) -> int | None:
-        """Return the least deadline or tick that the clock has reached since the last look, and that still has to be said."""
+        """Return the least deadline or tick that the clock has reached since the last look, and that still has to be
+        said.
+        """
         if self._checked_ms is None:
             # After a start nobody knows any more what was here at an earlier time: nothing is dated back.
             return None

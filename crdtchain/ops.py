@@ -1,8 +1,9 @@
 """Ops: what people, workers and witnesses sign.
 
-A block is the DAG-CBOR array `[op, sig]`; `op` is a map of a header and one body. Here are the shapes (frozen structs, a
-docstring under each field). The checks that need nothing but the op itself, and the way from bytes to an `Op` and back, are in
-`crdtchain.shapes`; rules that need an op's past in `crdtchain.ledger.rules`; signatures in `crdtchain.signing`.
+A block is the DAG-CBOR array `[op, sig]`; `op` is a map of a header and one body. Here are the shapes (frozen
+structs, a docstring under each field). The checks that need nothing but the op itself, and the way from bytes to an
+`Op` and back, are in `crdtchain.shapes`; rules that need an op's past in `crdtchain.ledger.rules`; signatures in
+`crdtchain.signing`.
 
 Source: protocol sections 2, 3 and 7. Not here: the notebook's `edit`.
 """

@@ -1,15 +1,17 @@
 """The one door of the core: inputs in, effects out.
 
-A replica holds a ledger, the ops that wait for their links, and, where it has a key, the place from which that key signs next. It does nothing
-itself: what has to be stored or sent comes back as effects, which the caller performs in order. The caller brings verified signatures,
-the time, and its own signatures.
+A replica holds a ledger, the ops that wait for their links, and, where it has a key, the place from which that key
+signs next. It does nothing itself: what has to be stored or sent comes back as effects, which the caller performs in
+order. The caller brings verified signatures, the time, and its own signatures.
 
 Theory of operation:
 
 1. `receive` takes ops whose signatures hold. Each is added, held until its links come, or rejected for ever.
-2. `draft` makes what the key has to sign next; `commit` takes the signature. Between the two nothing else may be drafted, so a seq is never
-   signed twice. *Persist comes before Send* among the effects, and own ops are to be durable.
-3. `due` is the duty of a witness, as drafts: the caller asks it *before* every `receive` and at the times of `next_wake_ms`.
+2. `draft` makes what the key has to sign next; `commit` takes the signature. Between the two nothing else may be
+   drafted, so a seq is never signed twice. *Persist comes before Send* among the effects, and own ops are to be
+   durable.
+3. `due` is the duty of a witness, as drafts: the caller asks it *before* every `receive` and at the times of
+   `next_wake_ms`.
 
 Not here: sync sessions (`sync`), any I/O.
 """
@@ -193,7 +195,7 @@ class Replica:
         return None if self.duty is None else self.duty.next_wake_ms(now_ms)
 
     def _parents(self, now_ms: int) -> list[int]:
-        """Return the ops that an own op links to: heads, or, below heads dated ahead of the clock, what they link to."""
+        """Return the ops that an own op links to: heads, or below heads dated ahead of the clock their links."""
         dag, tip = self.ledger.dag, self.tip()
         own = NONE if tip == NONE else dag.authors[tip]
         found: set[int] = set()

@@ -3,7 +3,8 @@
 Invariants:
 
 1. An op is here at most once, under each of its missing links.
-2. Counts and bytes stay within their bounds; when a bound is met, the heaviest source loses its oldest op, never a lighter one.
+2. Counts and bytes stay within their bounds; when a bound is met, the heaviest source loses its oldest op, never a
+   lighter one.
 3. Waiting is never a fault: nothing here is evidence against anybody.
 
 Source: the limits of `crdtchain.limits`; times come in as arguments.

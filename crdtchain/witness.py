@@ -1,14 +1,16 @@
 """What witnesses say by linking: marks, acknowledgements, certificates, bans, as of any cut.
 
-Every op of a witness speaks about its whole past. When one is added, the ops that it newly covers are visited once and marked;
-that is all the work there ever is, for what held at an op of a witness holds for ever, and "as of Z" is a comparison with Z's clock.
+Every op of a witness speaks about its whole past. When one is added, the ops that it newly covers are visited once
+and marked; that is all the work there ever is, for what held at an op of a witness holds for ever, and "as of Z" is a
+comparison with Z's clock.
 
 Theory of operation:
 
-1. A *mark* of witness w on x is an op o of w with x in past(o) and not in past(o.prev). w has one for x, or one on each of
-   several branches.
-2. A fact stated by w at o (an acknowledgement, an attest, knowledge of an equivocation) is stored as the pair of the fact and o. It is a
-   function of past(o), so all replicas that hold o hold the same pair: the tables are grow-only maps.
+1. A *mark* of witness w on x is an op o of w with x in past(o) and not in past(o.prev). w has one for x, or one on
+   each of several branches.
+2. A fact stated by w at o (an acknowledgement, an attest, knowledge of an equivocation) is stored as the pair of the
+   fact and o. It is a function of past(o), so all replicas that hold o hold the same pair: the tables are grow-only
+   maps.
 3. A fact holds as of a cut when q different witnesses have stated it at ops that the cut sees.
 
 Source: protocol section 5. Not here: deadlines (`deadlines`), outcomes (`ledger.settlement`).
@@ -220,7 +222,9 @@ class Witnesses:
         return not self.is_banned(author, cut)
 
     def _has_open_equivocation(self, op: int, tip: int, cut: Cut) -> bool:
-        """Whether past(tip) holds an equivocation of the author up to `op` and above its last certified value op before it."""
+        """Whether past(tip) holds an equivocation of the author up to `op` and above its last certified value op
+        before it.
+        """
         dag = self.dag
         seqs = [
             seq
@@ -263,9 +267,7 @@ class Witnesses:
     def count_past(self, time: int, cut: Cut) -> int:
         """Count the witnesses that have an op in the cut with a time above `time`."""
         times = self.dag.times
-        return sum(
-            any(times[tip] > time for tip in cut.tips(witness)) for witness in range(len(self.params.witnesses))
-        )
+        return sum(any(times[tip] > time for tip in cut.tips(witness)) for witness in range(len(self.params.witnesses)))
 
     def merge(self, other: Witnesses, rename: Sequence[int], rename_author: Sequence[int]) -> None:
         """Join the other's marks and statements into these, ops and authors renamed."""

@@ -61,9 +61,7 @@ def _assert_witnessing(oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozense
             _assert_deadline(oracle, ledger, asked, cut, op)
 
 
-def _assert_deadline(
-    oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozenset[bytes] | None, op: bytes
-) -> None:
+def _assert_deadline(oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozenset[bytes] | None, op: bytes) -> None:
     index, deadline = number(ledger, op), oracle.deadline_of(op)
     assert ledger.jobs.deadline(index) == deadline
     delta = ledger.params.delta_ms

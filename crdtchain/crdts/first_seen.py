@@ -1,10 +1,12 @@
 """First-seen marks: for each item, the events at which one observer first had it.
 
-An observer is a chain of events; it first has an item at exactly one of them, so the mark is a register that is written once. An
-observer that forked has a tree of events and may first have an item once on each branch; the mark is then a grow-only set. Which
-events those are follows from the events alone, so two replicas never disagree on a mark, and join is union.
+An observer is a chain of events; it first has an item at exactly one of them, so the mark is a register that is
+written once. An observer that forked has a tree of events and may first have an item once on each branch; the mark is
+then a grow-only set. Which events those are follows from the events alone, so two replicas never disagree on a mark,
+and join is union.
 
-Items are small integers and marks are stored densely, 4 bytes an item; the rare second mark of a forked observer lies beside them.
+Items are small integers and marks are stored densely, 4 bytes an item; the rare second mark of a forked observer lies
+beside them.
 """
 
 from __future__ import annotations

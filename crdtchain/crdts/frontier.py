@@ -1,7 +1,8 @@
 """A frontier: the greatest known elements of a partial order, one for each observer, or several where it forked.
 
-It is a vector clock that bears equivocation. Join is union without what lies below something else. The order comes from outside (for
-witnesses: "is on the chain of"); an element's observer comes along, because only elements of one observer are comparable.
+It is a vector clock that bears equivocation. Join is union without what lies below something else. The order comes
+from outside (for witnesses: "is on the chain of"); an element's observer comes along, because only elements of one
+observer are comparable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The heads of a growing graph: nodes that nothing known links to.
 
-The state is a pair of grow-only sets, the nodes seen and those linked to; the heads are their difference. Only the heads are kept
-here: whoever joins says what each side has seen (the op set knows), so a node that one side lacks among its heads although it has seen it
-is known to be linked to. That makes join: common heads, and heads that the other side has not seen.
+The state is a pair of grow-only sets, the nodes seen and those linked to; the heads are their difference. Only the
+heads are kept here: whoever joins says what each side has seen (the op set knows), so a node that one side lacks
+among its heads although it has seen it is known to be linked to. That makes join: common heads, and heads that the
+other side has not seen.
 """
 
 from __future__ import annotations

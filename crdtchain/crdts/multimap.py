@@ -1,7 +1,7 @@
 """A map from keys to sets that only grow: votes by reveal, bids by job, acknowledgements by op.
 
-Join is the union key by key; a key that one side lacks stands there for the empty set. Values keep the order in which they came,
-which is local and means nothing: equality, and everything that leaves a replica, ignores it.
+Join is the union key by key; a key that one side lacks stands there for the empty set. Values keep the order in which
+they came, which is local and means nothing: equality, and everything that leaves a replica, ignores it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Write-once registers: a map whose values follow from their keys alone.
 
-Two replicas that both hold a key hold the same value, because the value is a function of what the key names (the balance after an
-op, say). Join is union; a disagreement would be a broken promise, so it is refused loudly instead of being resolved quietly.
+Two replicas that both hold a key hold the same value, because the value is a function of what the key names (the
+balance after an op, say). Join is union; a disagreement would be a broken promise, so it is refused loudly instead of
+being resolved quietly.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ class WriteOnceMap(Generic[K, V]):
         joined.merge(self)
         joined.merge(other)
         return joined
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._values)
 
     def items(self) -> Iterator[tuple[K, V]]:
         """Yield each key with its value."""

@@ -1,13 +1,14 @@
 """The outcome of a job: a deterministic function of a cut, three-valued.
 
-From the lowest loss up, each author's lowest counting bid is examined until one stands. Nothing is drawn while something open could
-still alter it, so an outcome, once drawn, is the same in every larger cut (with at most f Byzantine witnesses).
+From the lowest loss up, each author's lowest counting bid is examined until one stands. Nothing is drawn while
+something open could still alter it, so an outcome, once drawn, is the same in every larger cut (with at most f
+Byzantine witnesses).
 
 Theory of operation:
 
 1. `bids`: each author's lowest bid that counts, and the *pending* ones, that may come to count below it.
-2. A group of equal losses is examined in the order of arrival ticks, then of sha256(job id ‖ author); a bid is next only when it certainly
-   precedes all others of its group.
+2. A group of equal losses is examined in the order of arrival ticks, then of sha256(job id ‖ author); a bid is next
+   only when it certainly precedes all others of its group.
 3. A bid without a reveal is skipped and forfeits; one whose reveal is open stops everything.
 
 Source: protocol section 7, "Outcome", "Due"; docs/protocol/readings.md. Not here: certificates (`witness`).
@@ -62,9 +63,7 @@ class _Found(Struct):
 class Settlement:
     """Outcomes and dues; it holds no state."""
 
-    def __init__(
-        self, dag: Dag, witnesses: Witnesses, deadlines: Deadlines, jobs: Jobs, votes: Votes
-    ) -> None:
+    def __init__(self, dag: Dag, witnesses: Witnesses, deadlines: Deadlines, jobs: Jobs, votes: Votes) -> None:
         self._dag = dag
         self._witnesses = witnesses
         self._deadlines = deadlines
@@ -78,7 +77,9 @@ class Settlement:
         return self._witnesses.count_past(end, cut) >= self._params.quorum
 
     def outcome(self, job: int, cut: Cut) -> Record | None:
-        """Return the outcome of a job as of a cut, or None while it is OPEN, the job not certified, or the windows not closed."""
+        """Return the outcome of a job as of a cut, or None while it is OPEN, the job not certified, or the windows
+        not closed.
+        """
         if not self._witnesses.is_certified(job, cut) or not self.is_closed(job, cut):
             return None
         return self.search(job, cut)

@@ -1,8 +1,9 @@
 """The ledger: a set of valid ops and all that follows from it.
 
-`Ledger` puts the parts together: the graph, what witnesses say, accounts, jobs, votes, outcomes. It has one way in, `add`, which judges an
-op by its own past and then applies it at a cost of O(links + new marks); and one more, `merge`, which joins another ledger's
-state directly, table by table, because everything derived is a grow-only function of the ops.
+`Ledger` puts the parts together: the graph, what witnesses say, accounts, jobs, votes, outcomes. It has one way in,
+`add`, which judges an op by its own past and then applies it at a cost of O(links + new marks); and one more,
+`merge`, which joins another ledger's state directly, table by table, because everything derived is a grow-only
+function of the ops.
 
 Invariants:
 
@@ -86,7 +87,9 @@ class Ledger:
             raise LookupError("an op is judged only when all that it links to is here")
 
     def _place(self, op: Op, keep: bool) -> None:
-        """Judge an op as of itself: what a witness says by the op counts, so it is placed first, and taken back if need be."""
+        """Judge an op as of itself: what a witness says by the op counts, so it is placed first, and taken back if
+        need be.
+        """
         validate_header(self, op)
         number = self.dag.place(op)
         covered = self.witnesses.cover(number) if op.kind in SPEAKING_KINDS and self.dag.is_witness_op(number) else None

@@ -1,4 +1,6 @@
-"""Each data type of `crdtchain.crdts` is a join-semilattice: join is associative, commutative, idempotent, and never loses anything."""
+"""Each data type of `crdtchain.crdts` is a join-semilattice: join is associative, commutative, idempotent, and never
+loses anything.
+"""
 
 from __future__ import annotations
 
