@@ -9,7 +9,13 @@ from tests.oracle.rules import Oracle
 
 EXPECTED = (
     *("certified job", "certified stake", "certified transfer", "certified claim", "acknowledged, not certified"),
-    *("blocked by equivocation", "two tongues acknowledge rivals", "forked author", "forked witness"),
+    *(
+        "blocked by equivocation",
+        "two tongues acknowledge rivals",
+        "rivals both certified",
+        "forked author",
+        "forked witness",
+    ),
     *("bid ON_TIME", "bid LATE", "bid OPEN", "reveal ON_TIME", "reveal LATE", "reveal OPEN"),
     *("vote ON_TIME", "vote LATE", "vote OPEN"),
     *("needs the staircase", "had by step 1", "had by the last step, f > 0", "had and closed by one witness"),
@@ -65,6 +71,7 @@ def _of_value_op(oracle: Oracle, op: OracleOp, found: Counter[str]) -> None:
     for rival in rivals:
         if rival.kind in VALUE_KINDS:
             found["two tongues acknowledge rivals"] += bool(acknowledged & oracle.acknowledged(rival.id, None))
+            found["rivals both certified"] += oracle.certified(op.id, None) and oracle.certified(rival.id, None)
     found["value op of a banned author"] += oracle.banned(op.author, frozenset([op.id]))
 
 
@@ -105,9 +112,15 @@ def _of_job(oracle: Oracle, job: OracleOp, found: Counter[str]) -> None:
         return
     found["outcome winner" if outcome["winner"] is not None else "outcome no winner"] += 1
     found[f"outcome cheat, {job.body['on_cheat']}"] += bool(outcome["cheats"])
-    revealed = {op.author for op in oracle.ops.values() if op.kind == "reveal" and oracle.job_of(op.id).id == job.id}
+    z = oracle.past(None)
+    reveals = [op for op in oracle.ops_in(z, "reveal") if oracle.job_of(op.id).id == job.id]
+    counting = {
+        op.author
+        for op in reveals
+        if oracle.status_z(op.id, job.body["reveal_until"], z) == "ON_TIME" and oracle.void_z(op.id, z) == "clear"
+    }
     for author in set(outcome["forfeits"]) - set(outcome["cheats"]):
-        found["outcome missing" if author in revealed else "outcome unrevealed"] += 1
+        found["outcome missing" if author in counting else "outcome unrevealed"] += 1
 
 
 def _of_ties(oracle: Oracle, job: OracleOp, found: Counter[str]) -> None:

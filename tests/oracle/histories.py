@@ -93,7 +93,7 @@ class Play(World):
     def post(self, many: int) -> list[bytes]:
         """Post jobs and have them certified, mostly."""
         rng = self.rng
-        bid_until = (self.now // 1000 + rng.randint(4, 6)) * 1000
+        bid_until = (self.now // 1000 + rng.randint(4, 6) + self.oracle.f) * 1000
         jobs = []
         for _ in range(many):
             author = self.actors[rng.choice(["poster", "poster", "poster", "dave", "ann"])]
@@ -154,14 +154,28 @@ class Play(World):
         ]
         first = [bid for job in jobs for worker in bidders if self.chance(0.5) for bid in self.bid(worker, job)]
         if first and self.chance(0.7):
-            self.tell(self.rng.sample(self.witnesses, self.rng.randint(1, self.oracle.n)), *first)
-            if self.chance(0.5):
-                self.tell(self.witnesses, *first)
-            self.now = min(-(-self.now // 1000) * 1000, bid_until - 1000)
-            self.beats(self.now)
+            self.tick(first, bid_until)
             first = []
         second = [bid for job in jobs for worker in bidders if self.chance(0.6) for bid in self.bid(worker, job)]
         return first + second
+
+    def tick(self, bids: list[bytes], bid_until: int) -> None:
+        """Beats at a tick of the window, by witnesses that saw some of the bids, or that stay split until it closed."""
+        at = min(-(-self.now // 1000) * 1000, bid_until - 1000)
+        groups = [self.witnesses]
+        if self.tie and self.chance(0.5) and at + 1000 * (self.oracle.f + 1) + 400 < bid_until:
+            half = self.rng.choice([self.oracle.n // 2, self.oracle.q - 1])
+            groups = [self.witnesses[:half], self.witnesses[half:]]
+            self.tell(groups[0], *bids)
+        else:
+            self.tell(self.rng.sample(self.witnesses, self.rng.randint(1, self.oracle.n)), *bids)
+            if self.chance(0.6):
+                self.tell(self.witnesses, *bids)
+        self.now = at
+        self.beats(at)
+        if len(groups) > 1:
+            self.close(at, groups)
+        self.tell(self.witnesses, *bids)
 
     def bid(self, worker: Actor, job: bytes) -> list[bytes]:
         """One or two bids of a worker, or two on a fork."""
@@ -170,7 +184,7 @@ class Play(World):
         before = worker.tip
         for _ in range(1 if self.tie else self.rng.choice([1, 1, 2])):
             made.append(self.one_bid(worker, job, "tip"))
-        if before is not None and self.chance(0.12):
+        if before is not None and self.chance(0.07):
             made.append(self.one_bid(worker, job, before))
         return [one for one in made if one is not None]
 
@@ -212,7 +226,7 @@ class Play(World):
                 before = worker.tip
                 bid = mine[-1] if self.chance(0.9) else self.rng.choice(mine)
                 made.append(self.one_reveal(worker, bid, "tip"))
-                if before is not None and self.chance(0.08):
+                if before is not None and self.chance(0.05):
                     made.append(self.one_reveal(worker, bid, before))
         return [one for one in made if one is not None]
 
@@ -229,8 +243,10 @@ class Play(World):
         for reveal in self.ids("reveal"):
             if self.oracle.job_of(reveal).id not in jobs:
                 continue
-            deserved = self.rng.choice(["valid", "valid", "valid", "cheat", "cheat", "missing"])
-            voters = self.rng.sample(self.witnesses, min(self.oracle.n, self.oracle.f + self.rng.choice([0, 1, 1, 2])))
+            deserved = self.rng.choice(["valid", "valid", "valid", "cheat", "cheat", "cheat", "missing"])
+            voters = self.rng.sample(
+                self.witnesses, min(self.oracle.n, self.oracle.f + self.rng.choice([0, 1, 1, 1, 2, 2]))
+            )
             for voter in [*voters, *([self.actors["dave"]] if self.chance(0.4) else [])]:
                 if voter.asleep:
                     continue

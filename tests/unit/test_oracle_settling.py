@@ -222,6 +222,34 @@ def test_verdict_is_undetermined_while_a_vote_is_open() -> None:
     assert play.oracle.outcome(play.the_job, None) is None
 
 
+def forked_votes() -> tuple[Play, bytes, bytes]:
+    """Two votes of dave on two branches, on two reveals of one job."""
+    play = Play(2)
+    play.all_bid(a=5, b=7)
+    play.all_reveal("a", "b")
+    time = play.reveal_until + play.end
+    one = play.vote("dave", play.reveals["a"], "valid", time)
+    return play, one, play.vote("dave", play.reveals["b"], "valid", time, after=None)
+
+
+def test_forked_votes_void_each_other() -> None:
+    play, one, two = forked_votes()
+    play.seen(play.verdict_until, one, two)
+    play.seen(play.verdict_until + play.end)
+    assert [play.oracle.void_state(x, None) for x in (one, two)] == ["void", "void"]
+    assert play.all_attest() == record(winner=play.bids["a"])
+
+
+def test_a_vote_on_time_with_an_open_rival_leaves_the_verdict_undetermined() -> None:
+    play, one, two = forked_votes()
+    play.seen(play.reveal_until + play.end, one)
+    play.split(two, play.verdict_until)
+    assert play.oracle.status(one, play.verdict_until, None) == "ON_TIME"
+    assert play.oracle.verdict(play.reveals["a"], None) == "undetermined"
+    assert play.oracle.due_for_outcome(play.the_job, None)
+    assert play.oracle.outcome(play.the_job, None) is None
+
+
 def test_late_votes_do_not_count() -> None:
     play = Play()
     play.all_bid(a=5)
@@ -453,6 +481,16 @@ def test_a_banned_author_is_acknowledged_no_more() -> None:
     # Only the first job has the certificate in its past.
     assert [play.oracle.void_state(x, None) for x in (bid, other)] == ["void", "clear"]
     assert not play.oracle.elector(play.key("a"), job)
+
+
+def test_a_banned_account_is_no_elector_however_rich() -> None:
+    play = Play(bidders=["a"])
+    rich = play.key("erin")
+    cheated = record(cheats=[rich], forfeits=[rich])
+    before = play.job("poster", 22_000, 40_000, **FREE)
+    play.all_attest(cheated, 22_000)
+    after = play.job("poster", 22_100, 40_000, *play.witnessed, **FREE)
+    assert [play.oracle.elector(rich, job) for job in (before, after)] == [True, False]
 
 
 def test_votes_of_a_banned_witness_are_void() -> None:

@@ -263,6 +263,20 @@ def test_what_follows_an_op_that_was_not_acknowledged_is_not_acknowledged() -> N
     assert scene.oracle.acknowledged(follows, None) == set()
 
 
+def test_who_did_not_acknowledge_an_op_acknowledges_none_after_it_even_when_others_certified_it() -> None:
+    scene = Scene(4, RICH)
+    one = scene.transfer("a", "b", 10, 1)
+    rival = scene.transfer("a", "c", 10, 1, scene.genesis, after=None)
+    scene.beat(0, 2, rival)
+    certified = scene.beats(2, one, only=[1, 2, 3])
+    follows = scene.transfer("a", "b", 1, 3, after=one)
+    scene.beat(0, 4, follows, *certified)
+    scene.beat(1, 4, follows, *certified, rival)
+    # `one` is certified for both, so the equivocation below it no longer counts: only w0's own silence stops w0.
+    assert scene.oracle.acknowledged(one, None) == {scene.w[1], scene.w[2], scene.w[3]}
+    assert scene.oracle.acknowledged(follows, None) == {scene.w[1]}
+
+
 def test_a_chain_seen_at_once_is_acknowledged_at_once() -> None:
     scene = Scene(1, RICH)
     one = scene.transfer("a", "b", 10, 1)
