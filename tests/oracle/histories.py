@@ -180,10 +180,9 @@ class Play(World):
     def bid(self, worker: Actor, job: bytes) -> list[bytes]:
         """One or two bids of a worker, or two on a fork."""
         self.see_witnesses(worker)
-        made = []
         before = worker.tip
-        for _ in range(1 if self.tie else self.rng.choice([1, 1, 2])):
-            made.append(self.one_bid(worker, job, "tip"))
+        many = 1 if self.tie else self.rng.choice([1, 1, 2])
+        made = [self.one_bid(worker, job, "tip") for _ in range(many)]
         if before is not None and self.chance(0.07):
             made.append(self.one_bid(worker, job, before))
         return [one for one in made if one is not None]
