@@ -122,6 +122,10 @@ def numbers() -> list[Case]:
             cases.append(
                 (f"shortest/major {major}/{count} in {width}", head(major, count, width) + unit * count, "not_shortest")
             )
+        if width < 4:
+            for major in (2, 3):
+                content = head(major, least - 1, width) + b"x" * (least - 1)
+                cases.append((f"shortest/major {major}/{least - 1} in {width}", content, "not_shortest"))
         cases.append((f"shortest/key/1 in {width}", b"\xa1" + head(3, 1, width) + b"x\x00", "not_shortest"))
         cases.append(
             (
@@ -130,6 +134,7 @@ def numbers() -> list[Case]:
                 None if width == 1 else "tag",
             )
         )
+    cases.append(("shortest/key/23 in 1", b"\xa1" + head(3, 23, 1) + b"x" * 23 + b"\x00", "not_shortest"))
     simple = {0xF4: None, 0xF5: None, 0xF6: None, 0xF7: "simple", 0xE0: "simple", 0xF3: "simple", 0xFF: "simple"}
     cases += [(f"simple/{byte:02x}", bytes([byte]), code) for byte, code in simple.items()]
     cases += [(f"simple/f8{byte:02x}", bytes([0xF8, byte]), "simple") for byte in (0, 20, 24, 31, 32, 255)]

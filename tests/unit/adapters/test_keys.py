@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from nacl import bindings
 
 from crdtchain.adapters import keys
 from crdtchain.adapters.keys import SigningKey, create_key_file, load_key_file, sodium_verifier
@@ -46,8 +47,14 @@ def test_generated_keys_differ_and_sign() -> None:
 
 
 @pytest.mark.parametrize("lengths", [(31, 64), (33, 64), (32, 63), (32, 65), (0, 0)])
-def test_the_verifier_never_hands_wrong_lengths_to_the_library(lengths: tuple[int, int]) -> None:
+def test_the_verifier_never_hands_wrong_lengths_to_the_library(
+    lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library reads as many bytes as it expects, whatever it was given."""
+    asked: list[bytes] = []
+    monkeypatch.setattr(bindings, "crypto_sign_open", lambda signed, key: asked.append(key))
     assert not sodium_verifier(b"\x05" * lengths[0], b"m", b"\x05" * lengths[1])
+    assert asked == []
 
 
 def test_the_verifier_lets_other_threads_run() -> None:
