@@ -26,6 +26,7 @@ from node.worker.sandbox.docker_run import DockerRun
 
 INSTALL_HINT = "Install Docker Engine 20.10 or newer, start it, and let this user reach it (group docker)."
 EXPIRY_MARGIN_SECONDS = 900
+START_ATTEMPTS = 2
 API_MIN = (1, 41)
 
 
@@ -115,14 +116,19 @@ class DockerSandbox:
         if refusal is not None:
             return RunResult(Status.POLICY_REFUSED, refusal)
         holder_image = await self._get_holder_image(str(host.get("Architecture", "")))
-        run = DockerRun(self._daemon, spec, image, self._labels(spec), self._choose_runtime(host))
-        try:
-            return await run.execute(holder_image, on_progress, cancel)
-        except DaemonError as error:
-            return RunResult(Status.INFRA_ERROR, f"Docker: {error}", **run.figures())
-        finally:
-            # Shielded: a caller that gives up on the run must not leave its containers behind.
-            await _finish(run.remove())
+        for attempts_left in reversed(range(START_ATTEMPTS)):
+            run = DockerRun(self._daemon, spec, image, self._labels(spec), self._choose_runtime(host))
+            try:
+                return await run.execute(holder_image, on_progress, cancel)
+            except DaemonError as error:
+                # Under load runc now and then fails to start a good container: make another one.
+                if attempts_left and error.code == 500 and not run.began:
+                    continue
+                return RunResult(Status.INFRA_ERROR, f"Docker: {error}", **run.figures())
+            finally:
+                # Shielded: a caller that gives up on the run must not leave its containers behind.
+                await _finish(run.remove())
+        raise AssertionError("the last attempt returns")
 
     async def sweep(self) -> int:
         """Remove what runs of dead processes, or runs long over, left behind; returns how many things.

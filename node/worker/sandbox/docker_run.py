@@ -41,9 +41,7 @@ _log = logging.getLogger(__name__)
 
 GRACE_SECONDS_MAX = 5.0
 KILL_WAIT_SECONDS = 20.0
-WAIT_SLICE_SECONDS = 20.0
 DRAIN_SECONDS = 5.0
-REMOVE_SECONDS = 30.0
 COPY_BYTES_PER_SECOND_MIN = 4 * MIB
 TRY_AGAIN = 75
 _SIGKILL, _SIGTERM, _SIGXFSZ = 9, 15, 25
@@ -82,6 +80,7 @@ class DockerRun:
         self._labels, self._runtime = dict(labels), runtime
         self._reader = LogReader()
         self._stopped: Status | None = None
+        self.began = False
         self._wall_ms = self._cpu_ms = self._peak_bytes = self._out_bytes = 0
 
     async def execute(
@@ -151,6 +150,7 @@ class DockerRun:
         try:
             await self._daemon.call("start", self.names.program)
             begun = time.monotonic()
+            self.began = True
             waiter = asyncio.create_task(self._wait())
             tasks += [waiter, asyncio.create_task(self._meter())]
             cancelled = asyncio.create_task(cancel.wait()) if cancel is not None else None
@@ -235,16 +235,16 @@ class DockerRun:
                 for progress in self._reader.feed(data):
                     if on_progress is not None:
                         loop.call_soon_threadsafe(on_progress, progress)
+            # A reader that stays but reads no more would keep the daemon from ending the container.
+            _hang_up(stream)
 
         return pump
 
     async def _wait(self) -> int:
-        """Return the program's exit code. Each question to the daemon is short, so that a hung one is noticed."""
+        """Return the program's exit code. The daemon is asked anew from time to time, so that a hung one is noticed."""
         while True:
             try:
-                answer = await self._daemon.call(
-                    "wait", self.names.program, WAIT_SLICE_SECONDS, seconds=WAIT_SLICE_SECONDS + 5
-                )
+                answer = await self._daemon.call("wait", self.names.program, seconds=2 * self._daemon.call_seconds)
                 return int(answer["StatusCode"])
             except DaemonError as error:
                 if error.code is not None:
@@ -381,7 +381,7 @@ class DockerRun:
             ("remove_volume", (names.volume_in, names.volume_out), {"force": True}),
         ]
         for method, targets, options in steps:
-            calls = [self._daemon.call(method, name, seconds=REMOVE_SECONDS, **options) for name in targets]
+            calls = [self._daemon.call(method, name, **options) for name in targets]
             for outcome in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(outcome, BaseException) and getattr(outcome, "code", None) != 404:
                     _log.warning("something of run %s was not removed: %s", self._spec.run_id, outcome)
@@ -389,7 +389,7 @@ class DockerRun:
 
 def _hang_up(stream: Any) -> None:
     """Close an attached stream, which wakes the thread that reads it."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # AttributeError: it is closed already
         getattr(stream, "_sock", stream).shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(OSError):
         stream.close()

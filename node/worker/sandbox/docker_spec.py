@@ -36,7 +36,8 @@ LABEL_EXPIRES = "crdtchain.expires"
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _IMAGE_DIGEST = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,180}@sha256:[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_RESERVED_PLACES = ("/proc", "/sys", "/dev")
+_RESERVED_PLACES = ("/proc", "/sys", "/dev", "/job", "/sbin", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+_OWN_PLACES = ("/tmp", "/job/in", "/job/out")
 _BLOCK = 512
 _CHUNK = 256 * 1024
 
@@ -106,9 +107,10 @@ def find_refusal(spec: RunSpec, image: ImageFacts, host: Mapping[str, Any], gpus
 def _find_bad_volume(image: ImageFacts) -> str | None:
     if len(image.volumes) > IMAGE_VOLUMES_MAX:
         return f"The image declares more than {IMAGE_VOLUMES_MAX} volumes."
-    for place in image.volumes:
+    for place in set(image.volumes) - set(_OWN_PLACES):
         reserved = any(place == taken or place.startswith(taken + "/") for taken in _RESERVED_PLACES)
-        if not place.startswith("/") or place == "/" or posixpath.normpath(place) != place or reserved:
+        plain = place.startswith("/") and not place.startswith("//") and posixpath.normpath(place) == place
+        if not plain or reserved or place == "/":
             return f"The image declares a volume at {place!r}, where none can be covered."
     return None
 
@@ -178,8 +180,8 @@ def build_host_config(spec: RunSpec, image: ImageFacts, names: Names, runtime: s
     memory_bytes = resources.memory_mib * MIB
     disk_bytes = resources.disk_mib * MIB
     own = f"uid={JOB_UID},gid={JOB_UID}"
-    tmpfs = {place: f"rw,noexec,nosuid,nodev,size=16m,nr_inodes=1024,mode=0700,{own}" for place in image.volumes}
-    tmpfs = {place: options for place, options in tmpfs.items() if place not in ("/tmp", "/job/in", "/job/out")}
+    options = f"rw,noexec,nosuid,nodev,size=16m,nr_inodes=1024,mode=0700,{own}"
+    tmpfs = {place: options for place in image.volumes if place not in _OWN_PLACES}
     tmpfs["/tmp"] = f"rw,noexec,nosuid,nodev,size={disk_bytes},nr_inodes={TMP_INODES_MAX},mode=0700,{own}"
     config = _hardening(JOB_UID, runtime) | {
         "Init": True,  # reaps children, and takes every process with it when the program ends

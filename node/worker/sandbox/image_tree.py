@@ -23,8 +23,10 @@ from node.worker.sandbox.docker_archive import Source
 
 PREFIX = "usr/local"
 _SKIPPED_FOLDERS = frozenset(
-    ("__pycache__", "dist-packages", "ensurepip", "idle_test", "idlelib", "include", "lib2to3", "pydoc_data")
-    + ("site-packages", "test", "tests", "tkinter", "turtledemo")
+    {
+        *("__pycache__", "dist-packages", "ensurepip", "idle_test", "idlelib", "include", "lib2to3", "pydoc_data"),
+        *("site-packages", "test", "tests", "tkinter", "turtledemo"),
+    }
 )
 _SKIPPED_SUFFIXES = frozenset((".a", ".c", ".exe", ".f90", ".h", ".o", ".pxd", ".pyc", ".pyi", ".pyo", ".pyx"))
 _SKIPPED_NAMES = re.compile(r"(_tkinter|_ctypes_test|_test\w*|_xx\w*|xx\w*|turtle)\..*|config-.*")

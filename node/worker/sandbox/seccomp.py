@@ -66,7 +66,7 @@ def _allow_when(name: str, index: int, value: int, op: str = "SCMP_CMP_EQ", mask
 
 def build_profile() -> dict[str, object]:
     """Return the profile as docker's JSON has it."""
-    always = " ".join((_FILES, _MEMORY, _PROCESSES, _SIGNALS_AND_TIME, _WAITING_AND_PIPES))
+    always = f"{_FILES} {_MEMORY} {_PROCESSES} {_SIGNALS_AND_TIME} {_WAITING_AND_PIPES}"
     rules = [_allow(sorted(set(always.split())))]
     rules += [_allow_when("socket", 0, family) for family in (_AF_UNIX, _AF_INET, _AF_INET6)]
     rules += [_allow_when("personality", 0, value) for value in _PERSONALITIES]
