@@ -182,6 +182,18 @@ def compute_file_id(path: Path) -> BlobId:
                     )
     except OSError as error:
         raise UsageError(f"the file {path} can't be read: {error.strerror}") from None
+    return _join_chunks(chunks, size)
+
+
+def compute_data_id(data: bytes) -> BlobId:
+    """Compute the id of bytes as a blob."""
+    starts = range(0, len(data), limits.CHUNK_BYTES)
+    return _join_chunks(
+        [codec.compute_blob_id(data[start : start + limits.CHUNK_BYTES]) for start in starts], len(data)
+    )
+
+
+def _join_chunks(chunks: list[BlobId], size: int) -> BlobId:
     if len(chunks) <= 1:
         return chunks[0] if chunks else codec.compute_blob_id(b"")
     block = codec.encode({"size": size, "chunks": [Link(chunk) for chunk in chunks]})
