@@ -117,18 +117,15 @@ async def test_without_a_daemon_check_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_images_are_known_by_digest_and_never_by_tag(runner: Runner, daemon: Any) -> None:
-    assert await runner.sandbox.has_image(runner.image)
+async def test_images_are_known_by_digest_and_never_by_tag(runner: Runner, odd_image: str, daemon: Any) -> None:
+    assert await runner.sandbox.has_image(odd_image)
     assert not await runner.sandbox.has_image("sha256:" + "0" * 64)
     assert not await runner.sandbox.has_image("trainer@sha256:" + "0" * 64)
-    daemon.tag(runner.image, "crdtchain-test", "tagged")
-    try:
-        for name in ("crdtchain-test:tagged", runner.image.removeprefix("sha256:"), runner.image[:19]):
-            assert not await runner.sandbox.has_image(name)
-            result = await runner.run("", image=name)
-            assert result.status is Status.POLICY_REFUSED and "pinned" in result.reason
-    finally:
-        daemon.remove_image("crdtchain-test:tagged", noprune=True)
+    daemon.tag(odd_image, "crdtchain-test", "tagged")  # the tag goes with the image
+    for name in ("crdtchain-test:tagged", odd_image.removeprefix("sha256:"), odd_image[:19]):
+        assert not await runner.sandbox.has_image(name)
+        result = await runner.run("", image=name)
+        assert result.status is Status.POLICY_REFUSED and "pinned" in result.reason
 
 
 def test_the_trainer_image_is_the_same_each_time(daemon: Any, trainer_image: str, tmp_path: Path) -> None:
@@ -528,7 +525,7 @@ async def _break_off(runner: Runner, wire_runner: Runner, breaks: Any) -> tuple[
     spec = wire_runner.spec(SLEEP)
     task = asyncio.create_task(wire_runner.sandbox.run(spec))
     wanted = {"label": f"{LABEL_RUN}={spec.run_id}"}
-    while len(await asyncio.to_thread(runner.daemon.containers, filters=wanted)) < 2:
+    while not task.done() and len(await asyncio.to_thread(runner.daemon.containers, filters=wanted)) < 2:
         await asyncio.sleep(0.1)
     breaks()
     begun = time.monotonic()
