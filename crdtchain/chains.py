@@ -17,9 +17,11 @@ Source: protocol section 4.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 NONE = -1
+_COLUMNS = ("lanes", "seqs", "lane_parent", "fork_seq")
+"""What a dump holds: the rest follows."""
 
 
 class Chains:
@@ -124,3 +126,29 @@ class Chains:
         pairs = [(self._seqs[op], op, sibling) for op in self.ops_of(author) for sibling in self.siblings(author, op)]
         _, op, sibling = min(pairs)
         return op, sibling
+
+    def dump(self) -> dict[str, bytes]:
+        """Return the trees as columns that `load` takes."""
+        return {name: getattr(self, f"_{name}").tobytes() for name in _COLUMNS}
+
+    @classmethod
+    def load(cls, columns: Mapping[str, bytes], authors: Sequence[int]) -> Chains:
+        """Rebuild what `dump` returned; `authors` has the author of each op.
+
+        Raises:
+            ValueError, LookupError: the columns do not fit each other.
+        """
+        chains = cls()
+        for name in _COLUMNS:
+            getattr(chains, f"_{name}").frombytes(columns[name])
+        if not len(chains._lanes) == len(chains._seqs) == len(authors):
+            raise ValueError("the columns of the chains differ in length")
+        chains._lane_ops = [array("i") for _ in zip(chains._lane_parent, chains._fork_seq, strict=True)]
+        for number, lane in enumerate(chains._lanes):
+            chains._lane_ops[lane].append(number)
+        for lane, ops in enumerate(chains._lane_ops):
+            author = authors[ops[0]]
+            chains._author_lanes.extend([] for _ in range(author + 1 - len(chains._author_lanes)))
+            chains._author_lanes[author].append(lane)
+        chains.forked = {author for author, lanes in enumerate(chains._author_lanes) if len(lanes) > 1}
+        return chains

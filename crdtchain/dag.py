@@ -16,7 +16,9 @@ Sources: protocol sections 1, 2 and 5. Not here: rules (`ledger.rules`), marks (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import Literal
 
 from crdtchain.chains import Chains
 from crdtchain.crdts.frontier import Clock, join_frontiers
@@ -27,6 +29,7 @@ from crdtchain.scalars import Author, OpId
 NONE = -1
 KINDS = tuple(Kind)
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+_COLUMNS = ("authors", "kinds", "times", "depths", "prevs", "last_values", "_parents", "_parents_end")
 
 
 class Dag:
@@ -229,3 +232,49 @@ class Dag:
                 visited.add(number)
                 yield number
                 stack.extend(self.links(number))
+
+    def dump(self) -> dict[str, bytes]:
+        """Return the table as columns that `restore` takes."""
+        columns = {name: getattr(self, name).tobytes() for name in _COLUMNS}
+        columns["ids"] = b"".join(self.ids)
+        columns["author_keys"] = b"".join(self.author_keys)
+        columns["heads"] = array("i", sorted(self.heads)).tobytes()
+        columns["clocks"] = array("i", chain.from_iterable(self.clocks)).tobytes()
+        columns["clocks_end"] = array("q", accumulate(map(len, self.clocks))).tobytes()
+        return columns | self.chains.dump()
+
+    def restore(self, columns: Mapping[str, bytes]) -> None:
+        """Become, in place, what `dump` returned; numbers and all answers are as they were.
+
+        Raises:
+            ValueError, LookupError: the columns do not fit each other.
+        """
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            del column[:]
+            column.frombytes(columns[name])
+        self.ids = [OpId(cid) for cid in _split(columns["ids"], 36)]
+        self.author_keys = [Author(key) for key in _split(columns["author_keys"], 32)]
+        self.heads = Heads(_read("i", columns["heads"]))
+        values, ends = _read("i", columns["clocks"]), _read("q", columns["clocks_end"])
+        shared: dict[Clock, Clock] = {}
+        slices = (tuple(values[start:end]) for start, end in pairwise([0, *ends]))
+        self.clocks = [shared.setdefault(clock, clock) for clock in slices]
+        self._numbers = {op: number for number, op in enumerate(self.ids)}
+        self._author_numbers = {key: number for number, key in enumerate(self.author_keys)}
+        self.chains = Chains.load(columns, self.authors)
+        rows = [len(getattr(self, name)) for name in _COLUMNS if name != "_parents"]
+        if {*rows, len(self.clocks), len(self._numbers)} != {len(self.ids)} or self._parents_end[-1:] != array(
+            "q", [len(self._parents)]
+        ):
+            raise ValueError("the columns of the op table differ in length")
+
+
+def _read(kind: Literal["i", "q"], data: bytes) -> array[int]:
+    column = array(kind)
+    column.frombytes(data)
+    return column
+
+
+def _split(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
