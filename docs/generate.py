@@ -17,7 +17,7 @@ ROOT: Final = DOCS.parent
 GENERATED: Final = "<!-- Written by `make docs` from the program; changes by hand are lost. -->\n"
 ERRORS_INTRO: Final = """\
 Every exception of the library and the program is in one tree; the class shows whose fault it is. The command line shows
-one sentence and ends with one of its [exit codes](cli.md#exit-codes); `--debug` adds the trace."""
+one sentence and ends with an exit code of its own; `--debug` adds the trace."""
 LIMITS_INTRO: Final = """\
 Units are in the names. The bounds of ops and bodies are rules of the protocol, the same everywhere; those of frames,
 waiting ops, connections and time ahead are this program's own: they delay, hold or disconnect, and never make an op
