@@ -264,9 +264,11 @@ class Dag:
         self._author_numbers = {key: number for number, key in enumerate(self.author_keys)}
         self.chains = Chains.load(columns, self.authors)
         rows = [len(getattr(self, name)) for name in _COLUMNS if name != "_parents"]
-        if {*rows, len(self.clocks), len(self._numbers)} != {len(self.ids)} or self._parents_end[-1:] != array(
-            "q", [len(self._parents)]
-        ):
+        totals = [*self._parents_end[-1:], *ends[-1:]]
+        if {*rows, len(self.clocks), len(self._numbers)} != {len(self.ids)} or totals != [
+            len(self._parents),
+            len(values),
+        ]:
             raise ValueError("the columns of the op table differ in length")
 
 
@@ -277,4 +279,6 @@ def _read(kind: Literal["i", "q"], data: bytes) -> array[int]:
 
 
 def _split(data: bytes, size: int) -> list[bytes]:
+    if len(data) % size:
+        raise ValueError(f"{len(data)} bytes are no whole number of ids or keys")
     return [data[start : start + size] for start in range(0, len(data), size)]

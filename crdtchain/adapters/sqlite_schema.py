@@ -1,8 +1,10 @@
 """The database's tables, as numbered migrations.
- `PRAGMA user_version` counts the migrations that a file has seen. A migration is never edited after a release; a
+
+`PRAGMA user_version` counts the migrations that a file has seen. A migration is never edited after a release; a
 change is a new one. What an op's block says is stored once, in the block: ids are the SHA-256 of blocks, links and
 tips positions.
- `ops.links` are the positions of prev and parents, sorted, as unsigned 32-bit integers in little-endian order: as rows
+
+`ops.links` are the positions of prev and parents, sorted, as unsigned 32-bit integers in little-endian order: as rows
 of a table of their own they took half the time of an append, and nothing asks for an op's followers. `ids` and `tips`
 follow from `ops` and could be rebuilt from it.
 """
