@@ -163,10 +163,14 @@ class DockerRun:
                 self._stopped = self._stopped or Status.LOG_LIMIT
             return Exit(code, await self._find_oom(code), self._stopped)
         finally:
-            _hang_up(stream)
+            sock = _find_socket(stream)
+            _shut(sock)
+            await asyncio.wait({logs}, timeout=1.0)  # the reader must be gone before its socket is
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            stream.close()
+            sock.close()
 
     async def _watch(
         self,
@@ -219,7 +223,7 @@ class DockerRun:
         """Attach before the start, so that not a byte is missed."""
         params = {"stdout": 1, "stderr": 1, "stream": 1, "logs": 0}
         stream = await self._daemon.call("attach_socket", self.names.program, params)
-        getattr(stream, "_sock", stream).settimeout(None)
+        _find_socket(stream).settimeout(None)
         return stream
 
     def _log_pump(self, stream: Any, on_progress: Callable[[Progress], None] | None) -> Callable[[], None]:
@@ -236,7 +240,7 @@ class DockerRun:
                     if on_progress is not None:
                         loop.call_soon_threadsafe(on_progress, progress)
             # A reader that stays but reads no more would keep the daemon from ending the container.
-            _hang_up(stream)
+            _shut(_find_socket(stream))
 
         return pump
 
@@ -387,12 +391,15 @@ class DockerRun:
                     _log.warning("something of run %s was not removed: %s", self._spec.run_id, outcome)
 
 
-def _hang_up(stream: Any) -> None:
-    """Close an attached stream, which wakes the thread that reads it."""
-    with contextlib.suppress(OSError, AttributeError):  # AttributeError: it is closed already
-        getattr(stream, "_sock", stream).shutdown(socket.SHUT_RDWR)
+def _find_socket(stream: Any) -> Any:
+    """The socket under an attached stream: the stream itself where the daemon is reached over TLS."""
+    return getattr(stream, "_sock", stream)
+
+
+def _shut(sock: Any) -> None:
+    """Tell the daemon that nobody listens any more, which also wakes the thread that reads."""
     with contextlib.suppress(OSError):
-        stream.close()
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _printable(data: bytes) -> str:
