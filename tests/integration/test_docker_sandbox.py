@@ -102,6 +102,41 @@ async def test_a_busy_program_is_metered(runner: Runner) -> None:
     assert 40 * MIB <= result.peak_memory_bytes <= 128 * MIB
 
 
+ORDINARY = """
+import asyncio, hashlib, json, multiprocessing, sqlite3, subprocess, sys, tempfile, threading
+import numpy as np
+
+async def shout():
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "print(7)", stdout=subprocess.PIPE)
+    return int((await process.communicate())[0])
+
+def square(x):
+    return x * x
+
+if __name__ == "__main__":
+    a = np.random.default_rng(0).normal(size=(200, 200))
+    assert np.allclose(np.linalg.inv(a) @ a, np.eye(200))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(square, range(5)) == [0, 1, 4, 9, 16]
+    with multiprocessing.Pool(2) as pool:
+        assert pool.map(square, range(5)) == [0, 1, 4, 9, 16]
+    assert asyncio.run(shout()) == 7
+    with tempfile.TemporaryFile() as file:
+        np.save(file, a)
+    with sqlite3.connect("/tmp/a.db") as db:
+        assert db.execute("select 1").fetchone() == (1,)
+    threads = [threading.Thread(target=np.dot, args=(a, a)) for _ in range(8)]
+    [thread.start() for thread in threads] and [thread.join() for thread in threads]
+    open("/job/out/model/m", "w").write("fine")
+"""
+
+
+@pytest.mark.asyncio
+async def test_ordinary_programs_work_under_the_filter(runner: Runner) -> None:
+    result = await runner.run(ORDINARY, memory_mib=512, expect=("m",))
+    assert result.status is Status.OK, result
+
+
 @pytest.mark.asyncio
 async def test_the_daemon_is_described(runner: Runner, daemon: Any) -> None:
     info = await runner.sandbox.check()
@@ -183,6 +218,7 @@ async def test_a_missing_program_is_the_jobs_error(runner: Runner) -> None:
         ({"memory_mib": 1 << 24}, "memory"),
         ({"gpus": 1}, "GPUs"),
         ({"command": ()}, "program"),
+        ({"command": ("python", "a\0b")}, "NUL"),
         ({"expect": ("../m",)}, "not plain"),
     ],
 )

@@ -145,7 +145,9 @@ class DockerSandbox:
         removed = 0
         wanted = {"label": [shape.LABEL]}
         for container in await self._daemon.call("containers", all=True, filters=wanted):
-            if _is_leftover(container.get("Labels") or {}):
+            names = container.get("Names") or []
+            ours = any(name.startswith(f"/{shape.NAME_PREFIX}-") for name in names)  # an image's labels are inherited
+            if ours and _is_leftover(container.get("Labels") or {}):
                 removed += await self._remove("remove_container", container["Id"], v=True, force=True)
         for volume in (await self._daemon.call("volumes", wanted)).get("Volumes") or []:
             if _is_leftover(volume.get("Labels") or {}):
@@ -180,8 +182,11 @@ class DockerSandbox:
             if error.code in (400, 404):
                 return None
             raise
-        known = {found["Id"]} if shape.is_image_id(image) else set(found.get("RepoDigests") or [])
-        return shape.read_image_facts(found) if image in known else None
+        # The daemon may know a repository by a shorter name, so only the digests are compared.
+        digest = image.rpartition("@")[2]
+        repo_digests = {name.rpartition("@")[2] for name in found.get("RepoDigests") or []}
+        known = {found["Id"]} if shape.is_image_id(image) else repo_digests
+        return shape.read_image_facts(found) if digest in known else None
 
     async def _get_holder_image(self, machine: str) -> str:
         async with self._holder_lock:

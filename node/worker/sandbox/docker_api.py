@@ -20,7 +20,7 @@ _THREADS_MAX = 64
 T = TypeVar("T")
 
 
-class DaemonError(CrdtchainError):
+class DaemonError(SandboxError):
     """The docker daemon refused a call, broke it off, or did not answer in time.
 
     Attributes:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import platform
+import secrets
 import struct
 import tarfile
 import tempfile
@@ -122,7 +123,7 @@ def write_archive(target: Path, files: Mapping[str, Source], config: Mapping[str
         config_id = hashlib.sha256(config_bytes).hexdigest()
         layer_name = digest.removeprefix("sha256:") + "/layer.tar"
         manifest = [{"Config": f"{config_id}.json", "Layers": [layer_name], "RepoTags": None}]
-        draft = target.with_suffix(".part")
+        draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
         with tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as tar:
             for name, data in ((f"{config_id}.json", config_bytes), ("manifest.json", json.dumps(manifest).encode())):
                 info = tarfile.TarInfo(name)

@@ -75,7 +75,9 @@ class DockerRun:
         runtime: str | None,
     ) -> None:
         token = secrets.token_hex(8)
-        self.names = shape.Names(*(f"crdtchain-{token}-{part}" for part in ("program", "holder", "in", "out")))
+        self.names = shape.Names(
+            *(f"{shape.NAME_PREFIX}-{token}-{part}" for part in ("program", "holder", "in", "out"))
+        )
         self._daemon, self._spec, self._image = daemon, spec, image
         self._labels, self._runtime = dict(labels), runtime
         self._reader = LogReader()

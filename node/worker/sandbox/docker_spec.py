@@ -29,6 +29,7 @@ OPEN_FILES_MAX = 1024
 TMP_INODES_MAX = 4096
 IMAGE_VOLUMES_MAX = 32
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+NAME_PREFIX = "crdtchain"
 LABEL = "crdtchain.sandbox"
 LABEL_RUN = "crdtchain.run"
 LABEL_OWNER = "crdtchain.owner"
@@ -97,6 +98,8 @@ def find_refusal(spec: RunSpec, image: ImageFacts, host: Mapping[str, Any], gpus
         return f"The job wants {resources.gpus} GPUs and the policy here allows {gpus_allowed}."
     if not spec.command or not all(spec.command):
         return "The job names no program to run."
+    if any("\0" in text for text in (*spec.command, spec.job_id)):
+        return "The job's command has a NUL character, which no program can be given."
     for names in (spec.code, spec.train, spec.features, spec.model, spec.expect):
         for name in names:
             if not _FILE_NAME.fullmatch(name):
