@@ -1,0 +1,77 @@
+"""From a peer's blocks to signed ops that hold: decoding on the loop, signatures on other cores.
+
+A few blocks are verified at once, here. Many are verified in a process of their own: threads would wait for the
+interpreter's lock once for each signature, which costs more than the signature while the loop is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Final
+
+from crdtchain.adapters.keys import is_accepted
+from crdtchain.codec import compute_op_id
+from crdtchain.errors import SignatureError
+from crdtchain.ops import SignedOp
+from crdtchain.scalars import OpId
+from crdtchain.shapes import decode_op
+from crdtchain.signing import signing_bytes
+
+INLINE_MAX: Final = 32
+"""So many signatures (2 ms) are verified on the loop itself."""
+
+
+def verify_many(network: bytes, rows: Sequence[tuple[bytes, bytes]]) -> int:
+    """Verify (author, block) pairs; returns the place of the first whose signature does not hold, or -1."""
+    for place, (author, block) in enumerate(rows):
+        if not is_accepted(author, signing_bytes(network, block[1:-66]), block[-64:]):
+            return place
+    return -1
+
+
+def _ignore_interrupt() -> None:
+    # The parent decides when to stop; an interrupt at the terminal reaches every process of the group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Intake:
+    """Decodes and verifies; it knows nothing of links."""
+
+    def __init__(self, network: OpId) -> None:
+        self._network = bytes(network)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def _executor(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupt)
+        return self._pool
+
+    def close(self) -> None:
+        """End the verifying process, without waiting for it."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    async def prepare(self, blocks: Sequence[bytes], is_known: Callable[[OpId], bool]) -> list[SignedOp]:
+        """Decode and verify those of some blocks that are not known.
+
+        Raises:
+            InvalidOpError: one of them breaks a rule.
+        """
+        decoded = [decode_op(block) for block in blocks if not is_known(compute_op_id(block))]
+        if len(decoded) <= INLINE_MAX:
+            bad = self._verify_here(decoded)
+        else:
+            rows = [(bytes(signed.op.author), signed.block) for signed in decoded]
+            bad = await asyncio.get_running_loop().run_in_executor(self._executor(), verify_many, self._network, rows)
+        if bad >= 0:
+            raise SignatureError("signature", f"the signature of op {decoded[bad].op.id.hex()} does not hold")
+        return decoded
+
+    def _verify_here(self, decoded: Sequence[SignedOp]) -> int:
+        return verify_many(self._network, [(signed.op.author, signed.block) for signed in decoded])

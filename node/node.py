@@ -1,0 +1,220 @@
+"""A node: the parts of the program put together, over one data folder.
+
+    async with Node.open(folder, settings) as node: ...
+
+Theory of operation: `open` takes the folder's lock, opens store, ledger and blobs, and starts the runtime and the
+dialling of peers in one task group; leaving the block ends what is under way, saves a snapshot and gives the lock
+back. The two ports (`server.app`) are added by `serve`; tests may do without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from yarl import URL
+
+from crdtchain import codec
+from crdtchain.adapters.data_folder import DataFolderLock
+from crdtchain.adapters.keys import SigningKey
+from crdtchain.adapters.sqlite_store import SqliteStore
+from crdtchain.adapters.store import Store
+from crdtchain.errors import StoreError
+from crdtchain.ledger.snapshot import dump_ledger
+from crdtchain.ledger.state import Ledger
+from crdtchain.ops import SignedOp
+from crdtchain.scalars import OpId
+from crdtchain.sync.messages import PROTOCOL_VERSION, Hello
+from crdtchain.sync.session import Session
+from node.blobs import Blobs
+from node.config import Settings
+from node.datadir import BLOBS_FOLDER, load_key
+from node.events import PeerConnected, PeerDropped, SyncProgress
+from node.intake import Intake
+from node.ledger_file import open_ledger
+from node.link import Link
+from node.peers import Peers
+from node.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """One running node; make it with `Node.open`."""
+
+    def __init__(self, folder: Path, settings: Settings, key: SigningKey, store: Store, ledger: Ledger) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.author = key.author
+        self.store = store
+        self.runtime = Runtime(ledger, store, key, settings.witness, debounce_ms=settings.debounce_ms)
+        self.blobs = Blobs(folder / BLOBS_FOLDER, store.blobs, settings.blob_quota_mib * 2**20)
+        self.intake = Intake(ledger.params.network)
+        self.peers = Peers(self, self._make_session, self._is_known)
+        self.peer_port = 0
+        """The port on which other nodes find this one; 0: none."""
+        self.runtime.on_stored = self.peers.push
+        self.runtime.on_wanted = self.peers.want_from
+        self.runtime.find_models = lambda: self.blobs.commitments(self.author)
+        self.runtime.save_snapshot = self.save_snapshot
+        self.blobs.find_sources = self._find_sources
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, folder: Path, settings: Settings, passphrase: str | None = None) -> AsyncIterator[Node]:
+        """Run a node for the length of a block.
+
+        Raises:
+            StoreBusyError, StoreVersionError, StoreError, KeyFileError: the data folder can't be used.
+            UsageError: the folder belongs to no network yet.
+            ExceptionGroup: the node failed while it ran.
+        """
+        with DataFolderLock(folder) as lock:
+            key = await asyncio.to_thread(load_key, folder, passphrase)
+            store = SqliteStore(folder, lock)
+            await store.open()
+            try:
+                node = cls(folder, settings, key, store, await open_ledger(store, folder))
+                await node.blobs.open()
+                async with node._running():
+                    yield node
+            finally:
+                await store.close()
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as group:
+            if self.settings.peers:
+                self.runtime.hold_signing("a configured peer's copy of the own chain")
+                group.create_task(self._stop_waiting())
+            background = [group.create_task(self.runtime.run()), group.create_task(self.peers.watch())]
+            background.extend(group.create_task(self.peers.dial(http, peer)) for peer in self.settings.peers)
+            try:
+                yield
+            finally:
+                await self._stop(background)
+
+    async def _stop(self, background: Sequence[asyncio.Task[None]]) -> None:
+        await self.peers.close("this node is stopping")
+        await self.runtime.stop()
+        for task in background:
+            task.cancel()
+        self.intake.close()
+        try:
+            await self.save_snapshot()
+        except StoreError as error:
+            log.warning("No snapshot was saved, so the next start takes longer: %s", error)
+
+    async def _stop_waiting(self) -> None:
+        wait_s = self.settings.tip_wait_s
+        for _ in range(wait_s * 20):
+            if not self.runtime.waits_for_tip:
+                return
+            await asyncio.sleep(0.05)
+        if self.runtime.waits_for_tip:
+            log.warning("No configured peer answered within %d s; this node signs without its word.", wait_s)
+            self.runtime.allow_signing()
+
+    async def save_snapshot(self) -> None:
+        """Save what the next start needs to be fast."""
+        data, position = dump_ledger(self.runtime.ledger), len(self.runtime.ledger) - 1
+        # Numbers of ops here and positions in the store are the same; what is dumped has to be stored before.
+        await self.runtime.writer.drain()
+        await self.store.save_snapshot(position, data)
+
+    # -- what links need: LinkOwner --
+
+    def _make_session(self) -> Session:
+        ledger = self.runtime.ledger
+        hello = Hello(
+            version=PROTOCOL_VERSION,
+            network=bytes(ledger.params.network),
+            node=bytes(self.author),
+            nonce=secrets.token_bytes(16),
+            heads=b"",
+            count=0,
+            blobs=f":{self.peer_port}" if self.peer_port else "",
+        )
+        return Session(ledger.dag, hello)
+
+    def _is_known(self, op: OpId) -> bool:
+        return op in self.runtime.ledger or op in self.runtime.rejected
+
+    async def prepare(self, blocks: Sequence[bytes]) -> list[SignedOp]:
+        """Decode and verify what a peer sent, without what is known."""
+        return await self.intake.prepare(blocks, self._is_known)
+
+    async def take(self, ops: Sequence[SignedOp], link: Link) -> None:
+        """Add a peer's ops; returns when they are stored.
+
+        Raises:
+            InvalidOpError: the peer sent an op that breaks a rule.
+        """
+        rejected = await self.runtime.take(ops, link.name)
+        if rejected:
+            raise rejected[0].error
+
+    async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:
+        """Return stored blocks; those of ops that were just added may have to be waited for."""
+        blocks = await self.store.get_blocks(ids)
+        while None in blocks:
+            await asyncio.sleep(0.02)
+            blocks = await self.store.get_blocks(ids)
+        return [block for block in blocks if block is not None]
+
+    def on_ready(self, link: Link) -> None:
+        """Note that a peer has said hello."""
+        log.info("Connected to %s, node %s.", link.address, codec.format_did(link.node))
+        self.runtime.events.publish([PeerConnected(link.name, link.address, link.node)])
+        if link.node == self.author:
+            log.warning("A peer uses the same key as this node: two copies of one key end in an equivocation.")
+        self.peers.fetch_next()
+        self._note_synced()
+
+    def on_found(self, link: Link, ids: Sequence[OpId]) -> None:
+        """Ask for what a peer has, when it is its turn."""
+        self.peers.want(link, ids)
+
+    def on_page(self, link: Link, is_last: bool) -> None:
+        """Go on after a page has been stored."""
+        ledger = self.runtime.ledger
+        self.runtime.events.publish([SyncProgress(link.name, len(ledger), max(len(ledger), link.session.peer_count))])
+        self.peers.note_page(link, is_last)
+        self._note_synced()
+
+    def _note_synced(self) -> None:
+        if self.runtime.waits_for_tip and any(
+            link.is_configured and link.is_ready and not link.session.missing() for link in self.peers.links.values()
+        ):
+            self.runtime.allow_signing()
+
+    def on_closed(self, link: Link, reason: str) -> None:
+        """Note that a connection has ended."""
+        log.info("The connection to %s ended: %s.", link.address, reason)
+        self.runtime.events.publish([PeerDropped(link.name, link.address, reason)])
+
+    def _find_sources(self) -> list[URL]:
+        """Return the peer ports of connected nodes that serve blobs."""
+        found: dict[URL, None] = {}
+        for link in self.peers.ready():
+            if link.is_configured:
+                found[URL(link.address)] = None
+            elif link.session.peer is not None and (url := _find_port(link.session.peer.blobs, link.address)):
+                found[url] = None
+        return list(found)
+
+
+def _find_port(blobs: str, address: str) -> URL | None:
+    """Return the address of a peer that dialled in, from what it says and where it was seen."""
+    host, _, port = blobs.rpartition(":")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536 or not (host or address):
+        return None
+    # Only the port is taken from the peer: a host of its choice would let it aim this node's requests at others.
+    return URL.build(scheme="http", host=address, port=int(port))
+
+

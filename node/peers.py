@@ -1,0 +1,190 @@
+"""All connections of a node: who is connected, who is asked for what, what is pushed to whom.
+
+Invariants:
+
+1. One peer at a time is asked for ops, and each op is asked of one peer at most three times; a peer that is silent for
+   10 s while it is asked does not hold up the others.
+2. A stored op is pushed once over one connection to each node but its source; what is dropped on the way is found by
+   `probe`.
+
+Not here: listening (`server.app`), what happens with ops (`runtime`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from crdtchain import limits
+from crdtchain.errors import PeerError, UsageError
+from crdtchain.ops import SignedOp
+from crdtchain.scalars import Author, OpId
+from crdtchain.sync.session import Session
+from node.link import Link, LinkOwner, Socket
+
+SILENCE_S: Final = 10.0
+ASKS_MAX: Final = 3
+BACKOFF_S: Final = (0.25, 30.0)
+PROBE_S: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def parse_peer_url(text: str) -> URL:
+    """Read the URL of a peer's port: http or https (ws or wss mean the same), or `HOST:PORT`.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    try:
+        url = URL(text if "://" in text else f"http://{text}")
+        scheme = {"http": "http", "ws": "http", "https": "https", "wss": "https"}.get(url.scheme)
+        if scheme is None or not url.host or url.path not in ("", "/") or url.query_string or url.user:
+            raise ValueError
+        return URL.build(scheme=scheme, host=url.host, port=url.port)
+    except ValueError:
+        raise UsageError(f"{text!r} is not the address of a peer; one looks like http://HOST:PORT") from None
+
+
+class Peers:
+    """The connections of one node."""
+
+    def __init__(self, owner: LinkOwner, make_session: Callable[[], Session], is_known: Callable[[OpId], bool]) -> None:
+        self.links: dict[str, Link] = {}
+        self.failures: dict[str, str] = {}
+        """Configured address to why it is not connected."""
+        self._owner = owner
+        self._make_session = make_session
+        self._is_known = is_known
+        self._wanted: list[tuple[Link, tuple[OpId, ...]]] = []
+        self._asking: Link | None = None
+        self._asked_s = 0.0
+        self._count = 0
+        self._is_closing = False
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether some peer is being asked for ops."""
+        return self._asking is not None
+
+    def ready(self) -> list[Link]:
+        """Return the links whose peers have said hello, the oldest first."""
+        return [link for link in self.links.values() if link.is_ready]
+
+    async def talk(self, socket: Socket, address: str, is_configured: bool) -> str:
+        """Run one connection until it ends; returns the reason.
+
+        Raises:
+            PeerError: there are too many connections.
+        """
+        incoming = sum(not link.is_configured for link in self.links.values())
+        if self._is_closing or (not is_configured and incoming >= limits.CONNECTIONS_IN_MAX):
+            raise PeerError("this node has as many connections as it takes")
+        self._count += 1
+        link = Link(self._owner, self._make_session(), socket, f"peer-{self._count}", address, is_configured)
+        self.links[link.name] = link
+        try:
+            return await link.run()
+        finally:
+            del self.links[link.name]
+            self._wanted = [(other, ids) for other, ids in self._wanted if other is not link]
+            if self._asking is link:
+                self._asking = None
+            self.fetch_next()
+
+    async def dial(self, http: aiohttp.ClientSession, text: str) -> None:
+        """Keep a connection to a configured peer: for ever, with a growing pause between attempts."""
+        url, pause_s = parse_peer_url(text), BACKOFF_S[0]
+        while True:
+            started_s = time.monotonic()
+            try:
+                async with asyncio.timeout(limits.HANDSHAKE_S):
+                    socket = await http.ws_connect(
+                        url / "sync", compress=0, max_msg_size=limits.FRAME_BYTES_MAX + 1, heartbeat=limits.PING_S
+                    )
+                self.failures.pop(text, None)
+                self.failures[text] = await self.talk(socket, str(url), is_configured=True)
+            except (OSError, aiohttp.ClientError, TimeoutError, PeerError) as error:
+                self.failures[text] = f"nobody answers at {url}: {error}" if str(error) else f"nobody answers at {url}"
+            if time.monotonic() - started_s > 5:
+                pause_s = BACKOFF_S[0]
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+
+    async def watch(self) -> None:
+        """Tell peers the heads from time to time, and give up on silent ones."""
+        probe_s = time.monotonic() + PROBE_S
+        while True:
+            await asyncio.sleep(1)
+            if self._asking is not None and time.monotonic() - self._asked_s > SILENCE_S and self._wanted:
+                self._asking = None
+            self.fetch_next()
+            if time.monotonic() >= probe_s:
+                probe_s += PROBE_S
+                for link in self.ready():
+                    link.probe()
+
+    def want(self, link: Link, ids: Sequence[OpId]) -> None:
+        """Ask a peer for ops, as soon as nobody else is being asked."""
+        self._wanted.append((link, tuple(ids)))
+        self.fetch_next()
+
+    def want_from(self, name: str, ids: Sequence[OpId]) -> None:
+        """Ask the peer of a name for ops, if it is still connected."""
+        if name in self.links:
+            self.want(self.links[name], ids)
+
+    def note_page(self, link: Link, is_last: bool) -> None:
+        """Note that a page of a link's answer has been stored."""
+        if self._asking is link:
+            self._asked_s = time.monotonic()
+            if is_last:
+                self._asking = None
+        if is_last:
+            for other in self.ready():
+                if missing := other.session.missing():
+                    self._wanted.append((other, missing))
+            self.fetch_next()
+
+    def fetch_next(self) -> None:
+        """Ask the next peer for what is still wanted of it."""
+        while self._asking is None and self._wanted and not self._is_closing:
+            link, ids = self._wanted.pop(0)
+            if link.session.is_fetching:
+                continue
+            still = [op for op in ids if not self._is_known(op) and link.asked.get(op, 0) < ASKS_MAX]
+            if still:
+                self._asking, self._asked_s = link, time.monotonic()
+                link.fetch(still)
+        for link in self.ready():
+            link.is_synced = not link.session.is_fetching and not link.session.missing()
+
+    def push(self, ops: Sequence[SignedOp], source: str) -> None:
+        """Send stored ops to every node but their source, over one connection each."""
+        told: set[Author] = set()
+        if source in self.links:
+            told.add(self.links[source].node)
+        for link in self.ready():
+            # The key is what the peer says; by lying it only gets, and makes another get, new ops by `probe` instead.
+            if link.node in told:
+                link.session.set_behind()
+                continue
+            told.add(link.node)
+            link.push(ops)
+
+    async def close(self, reason: str) -> None:
+        """End all connections."""
+        self._is_closing = True
+        for link in list(self.links.values()):
+            link.drop(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await asyncio.gather(*(link.ended.wait() for link in list(self.links.values())))

@@ -1,0 +1,150 @@
+"""The program `crdtchain serve`: a node with its two ports, until a signal ends it.
+
+    python -m node.serve --data DIR [--local HOST:PORT] [--listen HOST:PORT] [--peer URL]… [--witness]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from crdtchain.adapters.keys import self_test
+from crdtchain.codec import format_cid, format_did
+from crdtchain.errors import CrdtchainError, UsageError
+from node.config import Settings, default_data_dir, load_settings, split_host_port
+from node.datadir import load_token, remove_node_file, write_node_file
+from node.logs import set_up_logs
+from node.node import Node
+from node.server.app import make_local_app, make_peer_app
+from node.server.security import EVERYWHERE, Guard, local_hosts
+
+STOP_S = 1.0
+"""Open requests get so long to end."""
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_ports(node: Node, settings: Settings) -> AsyncIterator[dict[str, str]]:
+    """Open a node's ports for the length of a block; yields their addresses: `local`, and `peer` or an empty text.
+
+    Raises:
+        UsageError: a port is in use, or not this machine's.
+    """
+    token = load_token(node.folder)
+    async with contextlib.AsyncExitStack() as stack:
+        peer = ""
+        if settings.listen:
+            host, node.peer_port = await _open(stack, make_peer_app(node), settings.listen, "--listen")
+            peer = _format_url(host, node.peer_port)
+        guard = Guard(token, settings.hosts, settings.origins)
+        host, port = await _open(stack, make_local_app(node, guard), settings.local, "--local")
+        guard.add_hosts(local_hosts(host, port))
+        yield {"local": _format_url(host, port), "peer": peer}
+
+
+async def _open(stack: contextlib.AsyncExitStack, app: web.Application, where: str, what: str) -> tuple[str, int]:
+    """Listen at an address; returns host and port."""
+    host, port = split_host_port(where, what)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, handle_signals=False)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        site = web.TCPSite(runner, host, port, reuse_address=True)
+        await site.start()
+    except (OSError, socket.gaierror) as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"can't listen at {where}: {reason}; choose another address with {what}") from None
+    address = runner.addresses[0]
+    return host, int(address[1])
+
+
+def _format_url(host: str, port: int) -> str:
+    if host in EVERYWHERE:
+        host = "127.0.0.1"
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
+async def serve(
+    folder: Path,
+    settings: Settings,
+    passphrase: str | None = None,
+    on_ready: Callable[[Node, dict[str, str]], None] | None = None,
+) -> None:
+    """Run a node until SIGINT or SIGTERM.
+
+    Raises:
+        CrdtchainError: it can't start, or can't go on.
+    """
+    await asyncio.to_thread(self_test)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with Node.open(folder, settings, passphrase) as node, open_ports(node, settings) as addresses:
+            ledger = node.runtime.ledger
+            network, did = format_cid(ledger.params.network), format_did(node.author)
+            write_node_file(folder, {"pid": os.getpid(), "did": did, "network": network, **addresses})
+            try:
+                log.info("Serving %s (%s): page and API at %s.", ledger.params.name, network, addresses["local"])
+                if on_ready is not None:
+                    on_ready(node, addresses)
+                await stop.wait()
+                log.info("Stopping.")
+            finally:
+                remove_node_file(folder)
+    except* CrdtchainError as group:
+        raise _find_first(group) from group
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _find_first(group: BaseExceptionGroup[CrdtchainError]) -> CrdtchainError:
+    """Return the first exception of ours in a group."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _find_first(error)
+        return error
+    raise AssertionError("a group is never empty")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m node.serve", description="Run a crdtchain node.")
+    parser.add_argument("--data", type=Path, default=default_data_dir())
+    parser.add_argument("--local")
+    parser.add_argument("--listen")
+    parser.add_argument("--peer", action="append", dest="peers")
+    parser.add_argument("--witness", action="store_true", default=None)
+    parser.add_argument("--tip-wait-s", type=int, dest="tip_wait_s")
+    parser.add_argument("--debounce-ms", type=int, dest="debounce_ms")
+    parser.add_argument("--log-level", dest="log_level")
+    parser.add_argument("--log-json", action="store_true", default=None, dest="log_json")
+    flags = vars(parser.parse_args(arguments))
+    folder = flags.pop("data")
+    try:
+        settings = load_settings(folder, flags)
+        set_up_logs(settings.log_level, settings.log_json)
+        asyncio.run(serve(folder, settings, os.environ.get("CRDTCHAIN_PASSPHRASE")))
+    except CrdtchainError as error:
+        print(f"crdtchain: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
