@@ -468,7 +468,7 @@ def odd_image(daemon: Any, trainer_image: str) -> Iterator[str]:
     made = daemon.commit(base, conf=conf)["Id"]
     daemon.remove_container(base)
     yield made
-    daemon.remove_image(made, force=True)
+    daemon.remove_image(made, force=True, noprune=True)  # its parent, the trainer image, has no tag to keep it
 
 
 @pytest.mark.asyncio

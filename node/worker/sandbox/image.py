@@ -22,7 +22,7 @@ from node.worker.sandbox.docker_api import Daemon
 from node.worker.sandbox.docker_archive import Image, find_architecture, is_loaded, load, write_archive
 from node.worker.sandbox.docker_spec import DEFAULT_PATH
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Raised whenever the builder would make other bytes of the same files."""
 
 

@@ -29,7 +29,7 @@ _SKIPPED_FOLDERS = frozenset(
     }
 )
 _SKIPPED_SUFFIXES = frozenset((".a", ".c", ".exe", ".f90", ".h", ".o", ".pxd", ".pyc", ".pyi", ".pyo", ".pyx"))
-_SKIPPED_NAMES = re.compile(r"(_tkinter|_ctypes_test|_test\w*|_xx\w*|xx\w*|turtle)\..*|config-.*")
+_SKIPPED_NAMES = re.compile(r"(_tkinter|_ctypes_test|_test\w*|_xx\w*|xx\w*)\.(.*\.)?so|turtle\.py|config-.*")
 _LDD_LINE = re.compile(r"^\s*(?:(\S+) => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 
 # Compiled as for the image's own paths, marked as "never check the source", and marshalled in format 2: later formats
