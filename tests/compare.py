@@ -67,7 +67,9 @@ def _assert_deadline(oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozenset[
     delta = ledger.params.delta_ms
     for at in (deadline, deadline - delta, deadline - 3 * delta, deadline + delta):
         assert STATUS[ledger.deadlines.timeliness(index, at, asked)] == oracle.status(op, at, cut), (op, at)
-        assert ledger.deadlines.count(index, at, asked)[0] == oracle.has_count(op, at, cut)
+        had, closed = ledger.deadlines.count(index, at, asked)
+        assert had == oracle.has_count(op, at, cut)
+        assert closed == len(oracle.closing(op, at, oracle.past(cut)))
     state = oracle.void_state(op, cut)
     assert ledger.votes.is_void(index, asked) == (state == "void")
     counts = state == "clear" and oracle.status(op, deadline, cut) == "ON_TIME"
@@ -89,8 +91,23 @@ def _assert_jobs(oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozenset[byte
         expected = oracle.certificates(op, cut)
         assert sorted(map(repr, records)) == sorted(map(repr, expected))
         assert core_record(ledger.settlement.outcome(job, asked)) == oracle.outcome(op, cut)
-        for author in {one.author for one in oracle.ops.values()}:
+        if len(records) == 1:
+            _assert_dues(oracle, ledger, asked, cut, job)
+        for author in {*(one.author for one in oracle.ops.values()), *oracle.grants}:
             assert ledger.votes.is_elector(Author(author), job) == oracle.elector(author, op)
+
+
+def _assert_dues(oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozenset[bytes] | None, job: int) -> None:
+    """Compare what a claim behind each tip in the cut would get."""
+    (digest,) = ledger.witnesses.certificates(job, asked)
+    (record,) = oracle.certificates(ledger.dag.ids[job], cut)
+    past = oracle.past(cut)
+    for op in past:
+        author = oracle.ops[op].author
+        index = ledger.dag.find_author(Author(author))
+        assert index is not None
+        due = ledger.settlement.due(job, ledger.records[digest], index, number(ledger, op), asked)
+        assert due == oracle.due(author, ledger.dag.ids[job], record, past, oracle.chain(op))
 
 
 def _assert_accounts(oracle: Oracle, ledger: Ledger, asked: Cut, cut: frozenset[bytes] | None) -> None:
