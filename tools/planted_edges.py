@@ -69,7 +69,6 @@ PLANTED: list[tuple[str, str, str, str, str]] = [
         "if False:",
         MODEL_TESTS,
     ),
-    ("model-zip-directory", MODELS, "if here != count or total != count:", "if False:", MODEL_TESTS),
     (
         "model-safetensors-overlap",
         MODELS,
