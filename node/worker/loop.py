@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from crdtchain.errors import CrdtchainError, InvalidOpError, PeerError
-from crdtchain.scalars import Credits, OpId
+from crdtchain.scalars import BlobId, Credits, OpId
 from node.worker.market import BidView, JobView, Market
 from node.worker.materials import Materials, fetch_materials
 from node.worker.policy import Budget, Policy, find_refusals
@@ -206,12 +206,25 @@ class Worker:
         cid = note.model_id()
         if self._strategy.shares(view.terms, bid):
             await self._insist(lambda: self._market.put_blob(model))
+        reveal: OpId | None = None
         try:
-            reveal = await self._insist(lambda: self._market.reveal(bid.id, cid, len(model)))
+            reveal = await self._reveal_in_time(view, bid, cid, len(model))
         except InvalidOpError as error:
-            self._tell(view.id, "refused", f"The reveal was refused: {error}.", {"bid": bid.id})
-            return
+            # A node that has the model reveals by itself, and may have been quicker.
+            if error.code != "once":
+                self._tell(view.id, "refused", f"The reveal was refused: {error}.", {"bid": bid.id})
+                return
         self._tell(view.id, "revealed", "The model is revealed.", {"bid": bid.id, "reveal": reveal})
+
+    async def _reveal_in_time(self, view: JobView, bid: BidView, model: BlobId, size: int) -> OpId:
+        """Reveal a bid; again and again while the node finds that bidding is not closed yet."""
+        while True:
+            try:
+                return await self._insist(lambda: self._market.reveal(bid.id, model, size))
+            except InvalidOpError as error:
+                if error.code != "early" or self._market.now_ms() > view.terms.reveal_until:
+                    raise
+            await self._stir(RETRY_S)
 
     async def _verify(self) -> None:
         """Judge reveals, one at a time."""

@@ -128,8 +128,8 @@ class Market(Protocol):
         """Put down a job's stake."""
         ...
 
-    async def bid(self, job: OpId, loss: Micros, commit: bytes) -> OpId:
-        """Announce a loss and commit to a model."""
+    async def bid(self, job: OpId, loss: Micros, model: BlobId, data: bytes) -> OpId:
+        """Announce a loss and commit to a model, whose bytes are given to a node elsewhere and to nobody else."""
         ...
 
     async def reveal(self, bid: OpId, model: BlobId, size: int) -> OpId:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from crdtchain.codec import Link
+from crdtchain.errors import PeerError, StoreFullError
+from crdtchain.ledger.rules import compute_commitment
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Bid, Body, Claim, Reveal, SignedOp, Stake, Vote
 from crdtchain.scalars import Author, BlobId, Credits, Micros, OpId
+from node.blobs import Blobs as FileBlobs
 from node.worker.market import JobView, Verdict, compute_balance, view_jobs
 
 SETTLE_S = 0.05
@@ -43,6 +46,25 @@ class Blobs(Protocol):
     async def put(self, data: bytes) -> BlobId:
         """Keep a blob."""
         ...
+
+
+class BlobFiles:
+    """The node's own blobs, as a worker needs them."""
+
+    def __init__(self, blobs: FileBlobs) -> None:
+        self._blobs = blobs
+
+    async def get(self, blob: BlobId) -> bytes | None:
+        """Return a blob, fetched from peers if need be; None when no peer has it, or there is no room for it."""
+        try:
+            await self._blobs.ensure(blob)
+        except (PeerError, StoreFullError):
+            return None
+        return await self._blobs.read(blob)
+
+    async def put(self, data: bytes) -> BlobId:
+        """Keep a blob."""
+        return await self._blobs.put_bytes(data)
 
 
 class RuntimeMarket:
@@ -108,8 +130,9 @@ class RuntimeMarket:
         """Put down a job's stake."""
         return await self._submit(Stake(job=Link(job)))
 
-    async def bid(self, job: OpId, loss: Micros, commit: bytes) -> OpId:
+    async def bid(self, job: OpId, loss: Micros, model: BlobId, data: bytes) -> OpId:
         """Announce a loss and commit to a model."""
+        commit = compute_commitment(self._me, model)
         return await self._submit(Bid(job=Link(job), loss=loss, commit=commit))
 
     async def reveal(self, bid: OpId, model: BlobId, size: int) -> OpId:

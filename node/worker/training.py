@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from crdtchain import limits
 from crdtchain.errors import InvalidOpError, PeerError
 from crdtchain.ledger.rules import compute_commitment
-from crdtchain.scalars import BlobId, Micros, OpId
+from crdtchain.scalars import Micros, OpId
 from node.jobfile import compute_data_id
 from node.tables import format_micros
 from node.worker.evaluate import Evaluation, evaluate
@@ -167,10 +167,10 @@ class Training:
             self._tell(view.id, "too_late", "The model came too late for a bid.", {})
             return False
         cid = compute_data_id(model)
-        commit = compute_commitment(self._market.me, BlobId(cid))
+        commit = compute_commitment(self._market.me, cid)
         self._shelf.keep(view.id, commit, model, Note(cid.hex(), note.seed, note.measured, note.announced))
         try:
-            bid = await self._market.bid(view.id, Micros(note.announced), commit)
+            bid = await self._market.bid(view.id, Micros(note.announced), cid, model)
         except (InvalidOpError, PeerError) as error:
             self._tell(view.id, "refused", f"The bid was refused: {error}.", {})
             return False
