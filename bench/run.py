@@ -93,15 +93,13 @@ def write_report() -> str:
     parts = [
         "# Results",
         "",
-        "Written by `make bench` from `bench/results`. Each figure stands beside a limit that was measured in the same run",
-        "on the same machine; the ratio is figure ÷ limit. On a busy machine all of them move.",
+        "Written by `make bench` from `bench/results`. Each figure stands beside a limit that was measured in the same",
+        "run on the same machine; the ratio is figure ÷ limit. On a busy machine all of them move.",
     ]
     for result in results:
         machine = result["machine"]
         versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "sqlite", *PACKAGES))
-        hardware = (
-            f"{machine['cores']} cores ({machine['machine']}), {machine['memory_gib']} GiB, load {machine['load']}"
-        )
+        cores, memory = f"{machine['cores']} cores ({machine['machine']})", f"{machine['memory_gib']} GiB"
         parts += [
             "",
             f"## {result['benchmark'].replace('_', ' ').capitalize()}",
@@ -112,7 +110,7 @@ def write_report() -> str:
             "| --- | ---: | ---: | ---: | --- |",
             *map(format_row, result["figures"]),
             "",
-            f"{result['date']}, {hardware}; {versions}.",
+            f"{result['date']}, {cores}, {memory}, load {machine['load']}; {versions}.",
         ]
     return "\n".join(parts) + "\n"
 
