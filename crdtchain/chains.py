@@ -20,6 +20,8 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 
 NONE = -1
+NO_AUTHOR = 2**31
+"""Above the number of any author."""
 _COLUMNS = ("lanes", "seqs", "lane_parent", "fork_seq")
 """What a dump holds: the rest follows."""
 
@@ -27,7 +29,16 @@ _COLUMNS = ("lanes", "seqs", "lane_parent", "fork_seq")
 class Chains:
     """The trees of all authors' ops; authors and ops are numbers."""
 
-    __slots__ = ("_author_lanes", "_fork_seq", "_lane_ops", "_lane_parent", "_lanes", "_seqs", "forked")
+    __slots__ = (
+        "_author_lanes",
+        "_fork_seq",
+        "_lane_ops",
+        "_lane_parent",
+        "_lanes",
+        "_seqs",
+        "forked",
+        "lowest_forked",
+    )
 
     def __init__(self) -> None:
         self._lanes = array("i")
@@ -38,6 +49,8 @@ class Chains:
         self._author_lanes: list[list[int]] = []
         self.forked: set[int] = set()
         """Authors of whom two known ops have one seq."""
+        self.lowest_forked = NO_AUTHOR
+        """The lowest number among them; witnesses have the lowest numbers of all."""
 
     def add(self, author: int, seq: int, prev: int) -> int:
         """Append an op (its number is the count so far); `prev` is -1 at seq 0. Returns its lane."""
@@ -60,6 +73,7 @@ class Chains:
         self._author_lanes[author].append(lane)
         if len(self._author_lanes[author]) > 1:
             self.forked.add(author)
+            self.lowest_forked = min(self.lowest_forked, author)
         return lane
 
     def undo(self, author: int) -> None:
@@ -72,6 +86,7 @@ class Chains:
                 column.pop()
             if len(self._author_lanes[author]) < 2:
                 self.forked.discard(author)
+                self.lowest_forked = min(self.forked, default=NO_AUTHOR)
 
     def seq(self, op: int) -> int:
         """Return an op's seq."""
@@ -151,4 +166,5 @@ class Chains:
             chains._author_lanes.extend([] for _ in range(author + 1 - len(chains._author_lanes)))
             chains._author_lanes[author].append(lane)
         chains.forked = {author for author, lanes in enumerate(chains._author_lanes) if len(lanes) > 1}
+        chains.lowest_forked = min(chains.forked, default=NO_AUTHOR)
         return chains

@@ -112,7 +112,7 @@ class Dag:
         unique = list(dict.fromkeys(clocks))
         if len(unique) == 1:
             return unique[0]
-        if any(author < self.witness_count for author in self.chains.forked):
+        if self.chains.lowest_forked < self.witness_count:
             return join_frontiers(unique, self.authors.__getitem__, self.chains.is_on_chain)
         # Without forks a witness's ops are one chain, and the later of two has the higher number.
         authors = self.authors
@@ -139,7 +139,7 @@ class Dag:
     ) -> int:
         """Append a row; the caller sees to the heads."""
         number = len(self.ids)
-        links = list(parents) if prev == NONE else [prev, *parents]
+        links = parents if prev == NONE else [prev, *parents]
         author_number = self.author_number(author)
         self.chains.add(author_number, seq, prev)
         self.ids.append(op)

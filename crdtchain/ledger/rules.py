@@ -51,13 +51,22 @@ class Context(Protocol):
 class Past:
     """The past of an op that is being judged; the op itself has been placed, and is part of it."""
 
-    __slots__ = ("author", "cut", "op", "prev")
+    __slots__ = ("_context", "_cut", "_number", "author", "op", "prev")
 
     def __init__(self, context: Context, op: Op, number: int) -> None:
         self.op = op
         self.author: int = context.dag.authors[number]
         self.prev: int = context.dag.prevs[number]
-        self.cut: Cut = context.witnesses.cut((number,))
+        self._context = context
+        self._number = number
+        self._cut: Cut | None = None
+
+    @property
+    def cut(self) -> Cut:
+        """The op's past; made when a rule first asks, for most ops need none."""
+        if self._cut is None:
+            self._cut = self._context.witnesses.cut((self._number,))
+        return self._cut
 
 
 SPEAKING_KINDS: Final = frozenset({Kind.STAKE, Kind.BID, Kind.REVEAL, Kind.CLAIM})
