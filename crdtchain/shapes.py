@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -67,13 +67,13 @@ def decode_op(block: bytes) -> SignedOp:
         body = msgspec.convert(header.body, BODIES[header.kind], builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise DecodeError("shape", f"not the shape of an op: {error}") from None
-    author = Author(header.author)
+    author = cast(Author, header.author)
     op = Op(
         id=codec.compute_op_id(block),
         author=author,
         seq=header.seq,
-        prev=None if header.prev is None else OpId(bytes(header.prev)),
-        parents=tuple(OpId(bytes(parent)) for parent in header.parents),
+        prev=cast(OpId | None, header.prev),
+        parents=cast(tuple[OpId, ...], header.parents),
         time=header.time,
         kind=header.kind,
         body=body,
@@ -133,9 +133,10 @@ def validate_links(op: Op) -> None:
         RuleError: a link to a blob, parents unsorted or twice, a missing or a superfluous prev, or no link at all.
     """
     links = op.parents if op.prev is None else (op.prev, *op.parents)
-    if any(not codec.is_op_id(link) for link in links):
-        raise RuleError("links", "prev and parents must be links to ops")
-    if any(left >= right for left, right in pairwise(op.parents)):
+    for link in links:
+        if not link.startswith(codec.OP_CID_PREFIX):
+            raise RuleError("links", "prev and parents must be links to ops")
+    if len(op.parents) > 1 and any(left >= right for left, right in pairwise(op.parents)):
         raise RuleError("links", "parents must be sorted and unique")
     if (op.prev is None) != (op.seq == 0):
         raise RuleError("seq", "seq is 0 exactly when prev is null")
