@@ -132,7 +132,7 @@ def _bid_status(ledger: Ledger, bid: int, cut: Cut) -> str:
     job = ledger.jobs.job_of.get(bid)
     record = ledger.certificate(job, cut)
     if record is not None:
-        if record.winner == ledger.dag.ids[bid]:
+        if record.winner == bytes(ledger.dag.ids[bid]):
             author = ledger.dag.authors[bid]
             return "claimed" if ledger.jobs.claims.get((author, job)) else "decided"
         is_forfeit = ledger.dag.author_key(bid) in record.forfeits and ledger.dag.author_key(bid) not in record.cheats

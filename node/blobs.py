@@ -267,7 +267,7 @@ class Blobs:
         if not codec.is_raw_blob_id(blob):
             async with _open(http, url / "list") as response:
                 block = await _read_at_most(response, _MANIFEST_BYTES_MAX)
-            if codec.compute_op_id(block) != blob:
+            if bytes(codec.compute_op_id(block)) != blob:
                 raise PeerError("the peer sent another list of chunks")
             try:
                 size, chunks = decode_chunk_list(block)

@@ -7,10 +7,11 @@ interpreter's lock once for each signature, which costs more than the signature 
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Final
 
 from crdtchain.adapters.keys import is_accepted
@@ -23,6 +24,8 @@ from crdtchain.signing import signing_bytes
 
 INLINE_MAX: Final = 32
 """So many signatures (2 ms) are verified on the loop itself."""
+
+log = logging.getLogger(__name__)
 
 
 def verify_many(network: bytes, rows: Sequence[tuple[bytes, bytes]]) -> int:
@@ -44,17 +47,22 @@ class Intake:
     def __init__(self, network: OpId) -> None:
         self._network = bytes(network)
         self._pool: ProcessPoolExecutor | None = None
+        self._warming: asyncio.Future[int] | None = None
 
-    def _executor(self) -> ProcessPoolExecutor:
+    def warm_up(self) -> None:
+        """Start the verifying process, because much is about to come."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupt)
-        return self._pool
+            loop = asyncio.get_running_loop()
+            self._warming = loop.run_in_executor(self._pool, verify_many, self._network, ())
+            # A process that can't start is noticed, and said, at the first use.
+            self._warming.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def close(self) -> None:
         """End the verifying process, without waiting for it."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False)
             self._pool = None
 
     async def prepare(self, blocks: Sequence[bytes], is_known: Callable[[OpId], bool]) -> list[SignedOp]:
@@ -64,14 +72,23 @@ class Intake:
             InvalidOpError: one of them breaks a rule.
         """
         decoded = [decode_op(block) for block in blocks if not is_known(compute_op_id(block))]
-        if len(decoded) <= INLINE_MAX:
-            bad = self._verify_here(decoded)
+        rows = [(bytes(signed.op.author), signed.block) for signed in decoded]
+        if len(rows) <= INLINE_MAX:
+            bad = verify_many(self._network, rows)
         else:
-            rows = [(bytes(signed.op.author), signed.block) for signed in decoded]
-            bad = await asyncio.get_running_loop().run_in_executor(self._executor(), verify_many, self._network, rows)
+            bad = await self._verify_elsewhere(rows)
         if bad >= 0:
             raise SignatureError("signature", f"the signature of op {decoded[bad].op.id.hex()} does not hold")
         return decoded
 
-    def _verify_here(self, decoded: Sequence[SignedOp]) -> int:
-        return verify_many(self._network, [(signed.op.author, signed.block) for signed in decoded])
+    async def _verify_elsewhere(self, rows: Sequence[tuple[bytes, bytes]]) -> int:
+        """Verify in the process, or, until it is up, or when it has died, slowly in a thread."""
+        self.warm_up()
+        loop = asyncio.get_running_loop()
+        if self._warming is not None and self._warming.done():
+            try:
+                return await loop.run_in_executor(self._pool, verify_many, self._network, rows)
+            except BrokenExecutor:
+                log.warning("The process that verifies signatures has died; it is started again.")
+                self.close()
+        return await loop.run_in_executor(None, verify_many, self._network, rows)

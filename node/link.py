@@ -40,8 +40,8 @@ class LinkOwner(Protocol):
     async def prepare(self, blocks: Sequence[bytes]) -> list[SignedOp]:
         """Decode and verify the blocks that are not known."""
 
-    async def take(self, ops: Sequence[SignedOp], link: Link) -> None:
-        """Add ops; returns when they are stored.
+    async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
+        """Add ops; the future is done when they are stored.
 
         Raises:
             InvalidOpError: one of them breaks a rule.
@@ -210,10 +210,17 @@ class Link:
             pending = await self._takes.get()
             ops = await pending.ops
             self.session.note_known(signed.op.id for signed in ops)
-            await self._owner.take(ops, self)
-            if pending.request:
-                self._perform(self.session.stored(pending.request))
-                self._owner.on_page(self, pending.is_last)
+            stored = await self._owner.take(ops, self)
+            if pending.request and self._group is not None:
+                # The next page is added while this one is stored; how many may be under way is the session's credit.
+                self._group.create_task(self._guard(self._acknowledge(stored, pending)))
+            else:
+                await stored
+
+    async def _acknowledge(self, stored: asyncio.Future[None], pending: _Pending) -> None:
+        await stored
+        self._perform(self.session.stored(pending.request))
+        self._owner.on_page(self, pending.is_last)
 
     # -- out --
 

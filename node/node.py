@@ -41,6 +41,9 @@ from node.link import Link
 from node.peers import Peers
 from node.runtime import Runtime
 
+COOL_S = 30.0
+"""The process that verifies is ended when nothing was caught up for so long."""
+
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,7 @@ class Node:
         """The port on which other nodes find this one; 0: none."""
         self.runtime.on_stored = self.peers.push
         self.runtime.on_wanted = self.peers.want_from
+        self.runtime.is_catching_up = lambda: self.peers.is_fetching
         self.runtime.find_models = lambda: self.blobs.commitments(self.author)
         self.runtime.save_snapshot = self.save_snapshot
         self.blobs.find_sources = self._find_sources
@@ -99,8 +103,13 @@ class Node:
             finally:
                 await self._stop(background)
 
-    async def _stop(self, background: Sequence[asyncio.Task[None]]) -> None:
+    async def say_goodbye(self) -> None:
+        """End connections and streams of events, so that open requests end too; doing it twice is no fault."""
+        self.runtime.events.close()
         await self.peers.close("this node is stopping")
+
+    async def _stop(self, background: Sequence[asyncio.Task[None]]) -> None:
+        await self.say_goodbye()
         await self.runtime.stop()
         for task in background:
             task.cancel()
@@ -149,15 +158,16 @@ class Node:
         """Decode and verify what a peer sent, without what is known."""
         return await self.intake.prepare(blocks, self._is_known)
 
-    async def take(self, ops: Sequence[SignedOp], link: Link) -> None:
-        """Add a peer's ops; returns when they are stored.
+    async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
+        """Add a peer's ops; the future is done when they are stored.
 
         Raises:
             InvalidOpError: the peer sent an op that breaks a rule.
         """
-        rejected = await self.runtime.take(ops, link.name)
+        rejected, stored = await self.runtime.take(ops, link.name)
         if rejected:
             raise rejected[0].error
+        return stored
 
     async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:
         """Return stored blocks; those of ops that were just added may have to be waited for."""
@@ -185,7 +195,14 @@ class Node:
         ledger = self.runtime.ledger
         self.runtime.events.publish([SyncProgress(link.name, len(ledger), max(len(ledger), link.session.peer_count))])
         self.peers.note_page(link, is_last)
+        if not self.peers.is_fetching:
+            self.runtime.stir_agenda()
+            asyncio.get_running_loop().call_later(COOL_S, self._cool_down)
         self._note_synced()
+
+    def _cool_down(self) -> None:
+        if not self.peers.is_fetching:
+            self.intake.close()
 
     def _note_synced(self) -> None:
         if self.runtime.waits_for_tip and any(

@@ -75,6 +75,8 @@ class Runtime:
         """Called with the name of a source, and ids that it linked to and that are not here."""
         self.find_models: Callable[[], Mapping[bytes, tuple[BlobId, int]]] = dict
         """Returns the models that may be revealed: commitment to blob and size."""
+        self.is_catching_up: Callable[[], bool] = lambda: False
+        """Returns whether a peer is being asked for ops: what is due is looked for afterwards."""
         self.save_snapshot: Callable[[], Awaitable[None]] | None = None
         self.rejected: dict[OpId, str] = {}
         """Ops that broke a rule here, the last ones, with the reason."""
@@ -130,6 +132,10 @@ class Runtime:
         """Return the time, ms since the Unix epoch."""
         return self.clock.now_ms()
 
+    def stir_agenda(self) -> None:
+        """Look soon for what is due."""
+        self._agenda_stirred.set()
+
     def state_digest(self) -> bytes:
         """Return the digest of the derived state; computed once for each count of ops."""
         if self._digest[0] != len(self.ledger):
@@ -138,16 +144,20 @@ class Runtime:
 
     # -- foreign ops --
 
-    async def take(self, ops: Sequence[SignedOp], source: str) -> list[Rejected]:
-        """Add ops whose signatures hold; returns, when they are stored, those that broke a rule."""
+    async def take(self, ops: Sequence[SignedOp], source: str) -> tuple[list[Rejected], asyncio.Future[None]]:
+        """Add ops whose signatures hold.
+
+        Returns those that broke a rule, and a future that is done when the others are stored.
+        """
         async with self._turn:
             await self._do_duty()
             effects = self.replica.receive(ops, source, self.now_ms())
             stored = self._perform(effects)
         self._stir()
-        if stored is not None:
-            await stored
-        return [effect for effect in effects if isinstance(effect, Rejected)]
+        if stored is None:
+            stored = asyncio.get_running_loop().create_future()
+            stored.set_result(None)
+        return [effect for effect in effects if isinstance(effect, Rejected)], stored
 
     def _perform(self, effects: Sequence[Effect], is_stored: bool = False) -> asyncio.Future[None] | None:
         """Perform effects in order; with `is_stored` the first Persist has been performed."""
@@ -279,8 +289,6 @@ class Runtime:
 
     def _stir(self) -> None:
         self._stirred.set()
-        if len(self.ledger) - self._snapshot_at >= SNAPSHOT_OPS:
-            self._agenda_stirred.set()
 
     # -- what an author's node does by itself --
 
@@ -291,8 +299,9 @@ class Runtime:
             self._agenda_stirred.clear()
             started_s = time.monotonic()
             try:
-                await self._do_agenda()
-                await self._maybe_snapshot()
+                if not self.is_catching_up():
+                    await self._do_agenda()
+                    await self._maybe_snapshot()
             except StoreError as error:
                 log.error("%s", error)
                 await asyncio.sleep(STORE_RETRY_S)

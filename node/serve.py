@@ -104,6 +104,7 @@ async def serve(
                     on_ready(node, addresses)
                 await stop.wait()
                 log.info("Stopping.")
+                await node.say_goodbye()
             finally:
                 remove_node_file(folder)
     except* CrdtchainError as group:

@@ -222,15 +222,17 @@ class Session:
         return self._page()
 
     def _page(self) -> list[Output]:
-        """Send pages as long as there is credit; read when the buffer runs out."""
+        """Send pages as long as there is credit; read ahead when the buffer runs out."""
         plan, outputs = self._plan, list[Output]()
-        while plan is not None and plan.credit and not plan.is_reading:
+        while plan is not None and not plan.is_reading:
             rest = len(plan.ids) - plan.place
             if not plan.buffer and rest:
                 ids = plan.ids[plan.place : plan.place + limits.BATCH_OPS_MAX]
                 plan.place += len(ids)
                 plan.is_reading = True
                 return [*outputs, Read(plan.request, ids)]
+            if not plan.credit:
+                return outputs
             blocks, plan.buffer = _split_page(plan.buffer)
             plan.credit -= 1
             is_last = not plan.buffer and not rest

@@ -77,7 +77,7 @@ def node_status(node: Node) -> dict[str, views.Json]:
         "did": codec.format_did(node.author),
         "balance": views.own_balance(ledger, node.author),
         "time": runtime.now_ms(),
-        "peers": [link.node and codec.format_did(link.node) for link in links],
+        "peers": [codec.format_did(link.node) for link in links],
         "waiting": len(runtime.replica.waiting),
         "waits_for": [codec.format_cid(op) for op in runtime.replica.waiting.missing()[:100]],
         "synced": bool(links) and all(link.is_synced for link in links),
@@ -205,9 +205,10 @@ async def post_op(request: web.Request) -> web.Response:
     """Take a block that was signed elsewhere: 201 when it was added, 202 while it waits for ops that it links to."""
     node = request.app[NODE]
     ops = await node.prepare([await request.read()])
-    rejected = [] if not ops else await node.runtime.take(ops, "api")
+    rejected, stored = await node.runtime.take(ops, "api")
     if rejected:
         raise rejected[0].error
+    await stored
     if ops and ops[0].op.id not in node.runtime.ledger:
         missing: list[views.Json] = [codec.format_cid(op) for op in node.runtime.ledger.dag.missing(ops[0].op)]
         return _json({"id": codec.format_cid(ops[0].op.id), "status": "waiting", "missing": missing}, 202)
