@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from node.cli import accounts, blob, doctor, init, job_watch, jobs, keys, market, network, serve, status, work
+from node.cli import (
+    accounts,
+    archive,
+    audit,
+    blob,
+    doctor,
+    init,
+    job_watch,
+    jobs,
+    keys,
+    market,
+    network,
+    serve,
+    status,
+    work,
+)
 from node.cli.shell import DataOption, DebugOption, JsonOption, report, set_globals
 
 app = typer.Typer(
@@ -45,7 +60,7 @@ def take_globals(
 for module in (init, network, serve, status, doctor, accounts, keys):
     module.add_to(app)
 job_watch.add_to(jobs.add_to(app))
-for module in (market, blob, work):
+for module in (market, blob, work, archive, audit):
     module.add_to(app)
 
 
