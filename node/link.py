@@ -136,7 +136,7 @@ class Link:
         # A peer that does not answer must not hold anybody up.
         try:
             async with asyncio.timeout(1):
-                await self._socket.close(code=CLOSE_CODE, message=self.close_reason.encode()[:TEXT_MAX])
+                await self._socket.close(code=CLOSE_CODE, message=cut_reason(self.close_reason))
         except (TimeoutError, OSError, RuntimeError, aiohttp.ClientError):
             log.debug("The connection to %s did not close properly.", self.address)
 
@@ -147,7 +147,8 @@ class Link:
         except PeerError as error:
             self.drop(str(error))
         except InvalidOpError as error:
-            self.drop(f"the peer sent an op that breaks a rule: {error.code}: {error}")
+            log.warning("%s sent an op that breaks a rule: %s: %s", self.address, error.code, error)
+            self.drop(f"the peer sent an op that breaks a rule ({error.code})")
         except StoreError as error:
             self.drop("this node can't store more for now")
             log.warning("A page from %s was given up: %s", self.address, error)
@@ -258,6 +259,11 @@ class Link:
             self._stirred.clear()
             if not self._outbox:
                 await self._stirred.wait()
+
+
+def cut_reason(reason: str) -> bytes:
+    """Return a reason as a close frame can hold it."""
+    return reason.encode()[:TEXT_MAX].decode(errors="ignore").encode()
 
 
 class _EndedError(CrdtchainError):

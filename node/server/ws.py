@@ -9,6 +9,7 @@ from aiohttp import web
 
 from crdtchain import limits
 from crdtchain.errors import PeerError
+from node.link import CLOSE_CODE, cut_reason
 from node.node import Node
 from node.server.security import SYNC_PROTOCOL
 
@@ -36,5 +37,5 @@ async def handle_sync(request: web.Request) -> web.StreamResponse:
     try:
         await node.peers.talk(socket, address, is_configured=False)
     except PeerError as error:
-        await socket.close(code=4_000, message=str(error).encode()[:120])
+        await socket.close(code=CLOSE_CODE, message=cut_reason(str(error)))
     return socket
