@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from docs.reference_pages import GENERATED, write_cli, write_http, write_settings
+
 DOCS: Final = Path(__file__).parent
 ROOT: Final = DOCS.parent
-GENERATED: Final = "<!-- Written by `make docs` from the program; changes by hand are lost. -->\n"
 ERRORS_INTRO: Final = """\
 Every exception of the library and the program is in one tree; the class shows whose fault it is. The command line shows
-one sentence and ends with an exit code of its own; `--debug` adds the trace."""
+one sentence and ends with one of its [exit codes](cli.md#exit-codes); `--debug` adds the trace."""
 LIMITS_INTRO: Final = """\
 Units are in the names. The bounds of ops and bodies are rules of the protocol, the same everywhere; those of frames,
 waiting ops, connections and time ahead are this program's own: they delay, hold or disconnect, and never make an op
@@ -115,6 +116,9 @@ def write_limits() -> str:
 
 PAGES: Final[dict[Path, Callable[[], str]]] = {
     DOCS / "architecture.md": write_architecture,
+    DOCS / "reference" / "cli.md": write_cli,
+    DOCS / "reference" / "http.md": write_http,
+    DOCS / "reference" / "settings.md": write_settings,
     DOCS / "reference" / "errors.md": write_errors,
     DOCS / "reference" / "limits.md": write_limits,
 }

@@ -14,6 +14,9 @@ import pytest
 from crdtchain import errors
 from crdtchain.ops import Kind
 from docs import generate
+from docs.reference_pages import find_commands, find_fields
+from node.config import Settings
+from node.server.api import ROUTES
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
@@ -182,3 +185,44 @@ def test_the_readme_names_the_commands_of_make() -> None:
     }
     assert named <= targets
     assert {"demo", "test", "help", "system"} <= targets
+
+
+def test_every_command_is_documented() -> None:
+    text = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    names = [name for name, _ in find_commands()]
+    assert {"init", "serve", "job post", "network create"} <= set(names)
+    assert [name for name in names if f"`crdtchain {name}`" not in text] == []
+
+
+def test_every_address_is_documented() -> None:
+    text = (DOCS / "reference" / "http.md").read_text(encoding="utf-8")
+    assert [route.path for route in ROUTES if f"`{route.method} {route.path}" not in text] == []
+
+
+def test_every_setting_is_documented_and_has_a_meaning() -> None:
+    text = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert [name for name in Settings.__struct_fields__ if f"| `{name}` |" not in text] == []
+    assert [name for name, _, note in find_fields(ROOT / "node/config.py", "Settings") if not note] == []
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """Yield the words of each command of ours in a page's shell blocks, behind the program's name."""
+    for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            match = re.match(r"\s*(?:CRDTCHAIN_DATA=\S+ )?(?:crdtchain|alice|bob|carol) ([a-z].*)", line)
+            if match:
+                yield match[1]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_that_pages_show_exist_with_their_options(page: Path) -> None:
+    commands = dict(find_commands())
+    wrong = []
+    for shown in commands_in(page.read_text(encoding="utf-8")):
+        words = shown.split(" #")[0].split()
+        name = next((n for n in (" ".join(words[:2]), words[0]) if n in commands), None)
+        known = set() if name is None else {option for parameter in commands[name].params for option in parameter.opts}
+        used = {word.partition("=")[0] for word in words if re.match(r"-{1,2}[a-z]", word)}
+        if name is None or not used <= known:
+            wrong.append(shown)
+    assert wrong == []
