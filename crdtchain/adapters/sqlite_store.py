@@ -17,6 +17,7 @@ See `sqlite_schema` for the tables.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Sequence
@@ -109,14 +110,17 @@ class SqliteStore:
             self._database = await aiosqlite.Connection(lambda: connection, iter_chunk_size=64)
         except sqlite3.Error as error:
             raise convert_error(error, self.path) from error
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be opened: {error.strerror}; check the data folder") from error
         finally:
             if self._database is None and self._owns_lock:
                 self._lock.release()
 
     def _connect(self) -> sqlite3.Connection:
+        # Created by us, so that it is never readable by others, not even for a moment; SQLite copies the mode to its log.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            self.path.chmod(0o600)
             migrate(connection, self.path)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")

@@ -277,6 +277,20 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_database_that_cannot_be_opened_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / STORE_FILE).mkdir()
+    store = SqliteStore(tmp_path)
+    with pytest.raises(StoreError, match="can't be opened"):
+        await store.open()
+    (tmp_path / STORE_FILE).rmdir()
+    await store.open()
+    await store.close()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="can't be used"):
+        await SqliteStore(tmp_path / "file").open()
+
+
+@pytest.mark.asyncio
 async def test_a_damaged_database_gives_store_errors_and_nothing_else(tmp_path: Path, world: World) -> None:
     store = SqliteStore(tmp_path)
     await store.open()
