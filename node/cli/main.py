@@ -13,6 +13,7 @@ from node.cli import (
     archive,
     audit,
     blob,
+    demo,
     doctor,
     init,
     job_watch,
@@ -57,7 +58,7 @@ def take_globals(
     set_globals(data, as_json, debug)
 
 
-for module in (init, network, serve, status, doctor, accounts, keys):
+for module in (demo, init, network, serve, status, doctor, accounts, keys):
     module.add_to(app)
 job_watch.add_to(jobs.add_to(app))
 for module in (market, blob, work, archive, audit):

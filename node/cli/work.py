@@ -26,6 +26,9 @@ from node.worker.sandbox.base import Sandbox
 WORK_FOLDER = "work"
 """Below the data folder: models that were bid, and files of jobs."""
 
+QUIET = frozenset({"progress", "training"})
+"""Events that come too often for a line each."""
+
 log = logging.getLogger("crdtchain.worker")
 
 
@@ -84,7 +87,7 @@ def make_printer(shell: Shell) -> Callable[[WorkerEvent], None]:
             data = {name: value.hex() if isinstance(value, bytes) else value for name, value in event.data.items()}
             row = {"job": format_cid(event.job), "kind": event.kind, "text": event.text, **data}
             sys.stderr.write(json.dumps(row) + "\n")
-        elif event.kind != "progress":
+        elif event.kind not in QUIET:
             shell.note(f"{shorten(format_cid(event.job))}  {event.text}")
 
     return show
@@ -95,7 +98,7 @@ async def run_inside(shell: Shell, node: Node, policy: Policy) -> None:
     market = RuntimeMarket(node.runtime, BlobFiles(node.blobs), node.author)
 
     def show(event: WorkerEvent) -> None:
-        level = logging.DEBUG if event.kind == "progress" else logging.INFO
+        level = logging.DEBUG if event.kind in (*QUIET, "measured") else logging.INFO
         log.log(level, "%s %s", shorten(format_cid(event.job)), event.text)
 
     async with open_sandboxes(policy) as sandboxes:
