@@ -53,10 +53,12 @@ test: $(DEV_STAMP) ## the whole suite (CI=true: a missing part is a failure inst
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff, its formatter, mypy --strict, import contracts
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@status=0; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/ruff format --check --quiet . || { echo "error: run \`make format\`"; status=1; }; \
+	$(BIN)/mypy || status=1; \
+	$(BIN)/lint-imports || status=1; \
+	exit $$status
 
 .PHONY: format
 format: $(DEV_STAMP) ## format all Python files
