@@ -106,9 +106,11 @@ def _value_status(ledger: Ledger, number: int, kind: Kind, cut: Cut) -> str:
         return "claimed" if receiver is not None and ledger.jobs.claims.get((receiver, number)) else "certified"
     if kind in (Kind.JOB, Kind.STAKE):
         job = number if kind is Kind.JOB else ledger.jobs.job_of.get(number)
-        if ledger.certificate(job, cut) is not None:
-            author = ledger.dag.authors[number]
-            return "claimed" if ledger.jobs.claims.get((author, job)) else "decided"
+        record = ledger.certificate(job, cut)
+        if record is not None:
+            winner = None if record.winner is None else ledger.dag.find(OpId(bytes(record.winner)))
+            taker = winner if kind is Kind.JOB and winner is not None else number
+            return "claimed" if ledger.jobs.claims.get((ledger.dag.authors[taker], job)) else "decided"
     return "certified"
 
 
@@ -386,5 +388,3 @@ def params_to_json(ledger: Ledger) -> dict[str, Json]:
 def own_balance(ledger: Ledger, key: Author) -> int:
     """Return what a key can spend behind its own last op, credits."""
     return ledger.accounts.balance(key, find_tip(ledger, key))
-
-

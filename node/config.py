@@ -139,6 +139,6 @@ def split_host_port(text: str, what: str) -> tuple[str, int]:
         UsageError: it is not that.
     """
     host, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65_535:
+    if ":" not in text or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise UsageError(f"{what} is {text!r}; it must be HOST:PORT")
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)

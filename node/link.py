@@ -41,11 +41,7 @@ class LinkOwner(Protocol):
         """Decode and verify the blocks that are not known."""
 
     async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
-        """Add ops; the future is done when they are stored.
-
-        Raises:
-            InvalidOpError: one of them breaks a rule.
-        """
+        """Add ops; the future is done when they are stored."""
 
     async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:
         """Return stored blocks."""

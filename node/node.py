@@ -159,14 +159,12 @@ class Node:
         return await self.intake.prepare(blocks, self._is_known)
 
     async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
-        """Add a peer's ops; the future is done when they are stored.
-
-        Raises:
-            InvalidOpError: the peer sent an op that breaks a rule.
-        """
+        """Add a peer's ops; the future is done when they are stored. Who sent an op that breaks a rule is dropped."""
         rejected, stored = await self.runtime.take(ops, link.name)
-        if rejected:
-            raise rejected[0].error
+        for effect in rejected:
+            # An op that waited may have come from somebody else than the one that let it go.
+            if effect.source in self.peers.links:
+                self.peers.links[effect.source].drop(f"the peer sent an op that breaks a rule ({effect.error.code})")
         return stored
 
     async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:

@@ -255,12 +255,17 @@ class Session:
             raise ValueError("one request at a time")
         self._request += 1
         self._asking, self._expected = self._request, PAGES_IN_FLIGHT
-        have = join_ids(sorted(self._dag.head_ids(), key=self._depth, reverse=True))
-        return [SendFrame(encode_frame(Get(self._request, join_ids(want), have)))]
+        return [SendFrame(encode_frame(Get(self._request, join_ids(want), join_ids(self._have()))))]
 
-    def _depth(self, op: OpId) -> int:
-        number = self._dag.find(op)
-        return -1 if number is None else self._dag.depths[number]
+    def _have(self) -> list[OpId]:
+        """Return what says best what is here: ops from ever longer ago, for the newest may be unknown there, and heads."""
+        dag = self._dag
+        numbers, distance = list[int](), 1
+        while distance < len(dag):
+            numbers.append(len(dag) - distance)
+            distance += 1 + distance // 4
+        heads = sorted(dag.heads, key=dag.depths.__getitem__, reverse=True)
+        return [dag.ids[number] for number in dict.fromkeys([0, *numbers, *heads])]
 
     def _receive_ops(self, ops: Ops, blocks: list[bytes]) -> list[Output]:
         if ops.request:
