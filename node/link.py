@@ -22,12 +22,17 @@ from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author, OpId
 from crdtchain.sync.messages import TEXT_MAX
 from crdtchain.sync.session import Found, Output, Read, Ready, SendFrame, Session, Take
+from node.pace import Bucket
 
 CLOSE_CODE: Final = 4_000
 """Of a WebSocket that a node closes with a reason of its own."""
 LIVE_BYTES_MAX: Final = 512 * 1024
 """Above it live ops are not queued; the peer is told the heads later."""
 TAKES_MAX: Final = 4
+LIVE_OPS: Final = (200.0, 2_000.0)
+"""Live ops of one connection: a second, and in a burst."""
+LIVE_BYTES: Final = (2.0**20, 2.0**23)
+"""Live bytes of one connection: a second, and in a burst."""
 
 Socket: TypeAlias = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
@@ -92,6 +97,8 @@ class Link:
         self._outbox_bytes = 0
         self._stirred = asyncio.Event()
         self._takes: asyncio.Queue[_Pending] = asyncio.Queue(TAKES_MAX)
+        self._op_bucket = Bucket(*LIVE_OPS)
+        self._byte_bucket = Bucket(*LIVE_BYTES)
         self._group: asyncio.TaskGroup | None = None
         self._done = asyncio.Event()
         self.ended = asyncio.Event()
@@ -177,10 +184,20 @@ class Link:
         """Perform outputs; waits while pages pile up, and with it the peer does."""
         for output in outputs:
             if isinstance(output, Take):
+                if not output.request:
+                    await self._pace(output.blocks)
                 ops = asyncio.ensure_future(self._owner.prepare(output.blocks))
+                # When the connection ends first, nobody asks what became of them.
+                ops.add_done_callback(lambda done: done.cancelled() or done.exception())
                 await self._takes.put(_Pending(output.request, output.last, ops))
             else:
                 self._perform([output])
+
+    async def _pace(self, blocks: Sequence[bytes]) -> None:
+        """Wait when the peer sends more than its share of live ops; what it asks for waits with them."""
+        wait_s = max(self._op_bucket.take(len(blocks)), self._byte_bucket.take(sum(map(len, blocks))))
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
     def _perform(self, outputs: Sequence[Output]) -> None:
         for output in outputs:

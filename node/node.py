@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +42,8 @@ from node.link import Link
 from node.peers import Peers
 from node.runtime import Runtime
 
+SLOW_START_S = 0.5
+"""After a start that took longer a snapshot is saved at the stop, even when nothing has come."""
 COOL_S = 30.0
 """The process that verifies is ended when nothing was caught up for so long."""
 
@@ -83,7 +86,10 @@ class Node:
             store = SqliteStore(folder, lock)
             await store.open()
             try:
+                started_s = time.monotonic()
                 node = cls(folder, settings, key, store, await open_ledger(store, folder))
+                if time.monotonic() - started_s > SLOW_START_S:
+                    node.runtime.note_snapshot(0)
                 await node.blobs.open()
                 async with node._running():
                     yield node
@@ -115,7 +121,8 @@ class Node:
             task.cancel()
         self.intake.close()
         try:
-            await self.save_snapshot()
+            if self.runtime.unsaved_count:
+                await self.save_snapshot()
         except StoreError as error:
             log.warning("No snapshot was saved, so the next start takes longer: %s", error)
 
@@ -135,6 +142,7 @@ class Node:
         # Numbers of ops here and positions in the store are the same; what is dumped has to be stored before.
         await self.runtime.writer.drain()
         await self.store.save_snapshot(position, data)
+        self.runtime.note_snapshot(position + 1)
 
     # -- what links need: LinkOwner --
 

@@ -37,6 +37,8 @@ from node.events import Broadcaster, Event, JobChanged, OpAdded, OpRejected
 from node.writer import Writer
 
 AGENDA_MS: Final = 50
+PHASE_S: Final = 1.0
+"""How often jobs are looked at for listeners though no op has come."""
 WAKE_MS: Final = (5, 60_000)
 """Shortest and longest sleep of the duty's timer."""
 SNAPSHOT_OPS: Final = 10_000
@@ -127,6 +129,15 @@ class Runtime:
             self.waits_for_tip = ""
             self._may_sign.set()
             self._stir()
+
+    @property
+    def unsaved_count(self) -> int:
+        """Ops that came after the last snapshot, or after the start."""
+        return len(self.ledger) - self._snapshot_at
+
+    def note_snapshot(self, count: int) -> None:
+        """Note that a snapshot of so many ops has been saved; 0 for none worth having."""
+        self._snapshot_at = count
 
     def now_ms(self) -> int:
         """Return the time, ms since the Unix epoch."""
@@ -295,7 +306,12 @@ class Runtime:
     async def _keep_agenda(self) -> None:
         """Claim and reveal what is due, after something has come; tell of jobs that changed; save snapshots."""
         while True:
-            await self._agenda_stirred.wait()
+            try:
+                async with asyncio.timeout(PHASE_S):
+                    await self._agenda_stirred.wait()
+            except TimeoutError:
+                self._note_phases()
+                continue
             self._agenda_stirred.clear()
             started_s = time.monotonic()
             try:
@@ -338,8 +354,8 @@ class Runtime:
         self.events.publish(events)
 
     async def _maybe_snapshot(self) -> None:
-        if self.save_snapshot is not None and len(self.ledger) - self._snapshot_at >= SNAPSHOT_OPS:
-            self._snapshot_at = len(self.ledger)
+        # The cost grows with the ledger, so the pauses do as well.
+        if self.save_snapshot is not None and self.unsaved_count >= max(SNAPSHOT_OPS, len(self.ledger) // 4):
             await self.save_snapshot()
 
 

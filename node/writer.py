@@ -67,8 +67,10 @@ class Writer:
         Raises:
             StoreError: the store has failed, or the disk is full.
         """
-        if self._items and (self.is_full or self._failure is not None):
-            raise self._failure or StoreFullError("the disk is full")
+        if self._failure is not None:
+            raise self._failure
+        if self._items and self.is_full:
+            raise StoreFullError("the disk is full")
         if self._items:
             await self._items[-1].done
 

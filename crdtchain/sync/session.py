@@ -258,7 +258,7 @@ class Session:
         return [SendFrame(encode_frame(Get(self._request, join_ids(want), join_ids(self._have()))))]
 
     def _have(self) -> list[OpId]:
-        """Return what says best what is here: heads, and ops from ever longer ago, as the newest may be unknown there."""
+        """Return what says best what is here: heads, and ops from ever longer ago, for the newest may be new there."""
         dag = self._dag
         numbers, distance = list[int](), 1
         while distance < len(dag):

@@ -115,7 +115,9 @@ async def get_ops(request: web.Request) -> web.Response:
     """Answer ops in the order in which they came here; `next` continues."""
     node = request.app[NODE]
     ledger, query = node.runtime.ledger, request.query
-    after, limit = _read_int(request, "after", -1), min(_read_int(request, "limit", 100), PAGE_MAX)
+    after, limit = _read_int(request, "after", -1), _read_int(request, "limit", 100)
+    if not 1 <= limit <= PAGE_MAX:
+        raise UsageError(f"limit is {limit}; it must be 1 to {PAGE_MAX}")
     author = None if "author" not in query else ledger.dag.find_author(codec.parse_did(query["author"]))
     if "kind" in query and query["kind"] not in {kind.value for kind in Kind}:
         raise UsageError(f"there is no kind {query['kind']!r} of op")
