@@ -25,7 +25,7 @@ from node.cli import (
     status,
     work,
 )
-from node.cli.shell import DataOption, DebugOption, JsonOption, report, set_globals
+from node.cli.shell import INTERRUPTED, DataOption, DebugOption, JsonOption, report, set_globals
 
 app = typer.Typer(
     name="crdtchain",
@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = app(args=arguments, prog_name="crdtchain", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
+    if code == INTERRUPTED:
+        return report(KeyboardInterrupt())
     return code if isinstance(code, int) else 0
 
 

@@ -230,12 +230,15 @@ class Worker:
         """Judge reveals, one at a time."""
         while True:
             found = self._verifying.find_next(self._views, self.working_on)
+            unprepared = self._verifying.find_unprepared(self._views, self.working_on)
             is_done = False
-            if found is not None:
-                try:
+            try:
+                if found is not None:
                     is_done = await self._verifying.judge_one(*found)
-                except (CrdtchainError, OSError) as error:
-                    log.warning("a reveal could not be judged: %s", error)
+                elif unprepared is not None:
+                    await self._verifying.prepare(unprepared)
+            except (CrdtchainError, OSError) as error:
+                log.warning("an elector's work is interrupted: %s", error)
             if not is_done:
                 await self._stir(RETRY_S if found is None else RETRY_S / 2)
 

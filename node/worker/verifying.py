@@ -26,6 +26,7 @@ from node.worker.training import Tell, measure
 
 ATTEMPTS_MAX: Final = 3
 """So often is a reveal tried again after trouble of this machine, or a limit that was hit."""
+PREPARE_RETRY_MS: Final = 2_000
 _MINE: Final = frozenset({Status.INFRA_ERROR, Status.POLICY_REFUSED, Status.CANCELLED})
 _LIMITS: Final = frozenset({Status.TIMEOUT, Status.OOM})
 """A slow or small machine may be to blame: tried again before it counts."""
@@ -67,6 +68,8 @@ class Verifying:
         self._tell = tell
         self._attempts: dict[OpId, int] = {}
         self._done: set[OpId] = set()
+        self._prepared: set[OpId] = set()
+        self._next_try_ms: dict[OpId, int] = {}
 
     def find_next(self, views: Mapping[OpId, JobView], mine: frozenset[OpId]) -> tuple[JobView, RevealView] | None:
         """Return the reveal to be judged next, the most urgent first; None: nothing to do now.
@@ -86,6 +89,27 @@ class Verifying:
             key=lambda pair: (self._attempts.get(pair[1].id, 0), pair[0].terms.verdict_until, pair[1].loss),
             default=None,
         )
+
+    def find_unprepared(self, views: Mapping[OpId, JobView], mine: frozenset[OpId]) -> JobView | None:
+        """Return a job that may have to be judged and whose files have not been fetched; None: there is none.
+
+        Fetching early makes the elector ready, and one more place from which workers get the files.
+        """
+        me, now = self._market.me, self._market.now_ms()
+        for view in views.values():
+            if view.id in mine or view.id in self._prepared or not view.certified or not may_vote(view, me, now):
+                continue
+            if view.terms.task.runtime in self._sandboxes and self._next_try_ms.get(view.id, 0) <= now:
+                return view
+        return None
+
+    async def prepare(self, view: JobView) -> None:
+        """Fetch the files of a job; tried again after a while when they can't be had."""
+        folder = self._shelf.folder_of(view.id) / "files"
+        if await fetch_materials(self._market, view.id, view.terms, folder) is None:
+            self._next_try_ms[view.id] = self._market.now_ms() + PREPARE_RETRY_MS
+        else:
+            self._prepared.add(view.id)
 
     async def judge_one(self, view: JobView, reveal: RevealView) -> bool:
         """Judge one reveal and vote; False when it has to be tried again after a while.

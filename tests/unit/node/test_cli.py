@@ -286,7 +286,7 @@ def test_chunks_are_put_together_behind_their_list() -> None:
 def test_a_watched_job_shows_phase_countdown_and_leader() -> None:
     from rich.console import Console
 
-    bid = {
+    bid: dict[str, Any] = {
         "id": "bafyreib", "author": ALICE, "name": None, "loss": 250_000, "status": "leading", "reason": "",
         "reveals": [],
     }  # fmt: skip
