@@ -194,14 +194,14 @@ async def play(shell: Shell, wish: Wish, console: Console) -> bool:
         board.on_note = make_printer(console)
     with open_folder(wish.keep) as folder:
         view = contextlib.AsyncExitStack()
-        models: list[Path] = []
 
         async def finish(result: Result, company: Company) -> None:
             await view.aclose()
-            if result.model is not None:
-                models.append(keep_model(result.model.file, wish, runtime))
-            if not shell.as_json:
-                print_summary(console, board, result, suggest_next(wish, folder), str(models[0]) if models else None)
+            model = None if result.model is None else keep_model(result.model.file, wish, runtime)
+            if shell.as_json:
+                shell.show(to_json(result, wish, runtime, model), "")
+            else:
+                print_summary(console, board, result, suggest_next(wish, folder), None if model is None else str(model))
             if wish.hold:
                 await _hold(console, company)
 
@@ -209,8 +209,6 @@ async def play(shell: Shell, wish: Wish, console: Console) -> bool:
             if is_live:
                 await view.enter_async_context(live_screen(console, board))
             result = await Director(plan, folder, board, image).run(finish)
-        if shell.as_json:
-            shell.show(to_json(result, wish, runtime, models[0] if models else None), "")
     return result.verdict.ok
 
 
@@ -220,8 +218,12 @@ async def _hold(console: Console, company: Any) -> None:
     for name, actor in company.actors.items():
         console.print(f"  {name:<8} {actor.local}   {actor.folder / TOKEN_FILE}", markup=False, soft_wrap=True)
     console.print("Ctrl-C ends them.", markup=False)
-    with contextlib.suppress(asyncio.CancelledError):
+    try:
         await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        # Here the interrupt is the wanted end, not a failure.
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
 
 
 @asynccontextmanager
@@ -268,6 +270,7 @@ def add_to(app: typer.Typer) -> None:
                 except DemoError as error:
                     raise AnswerNoError(str(error)) from error
                 except asyncio.CancelledError:
+                    shell.note("Interrupted; all nodes are stopped.")
                     raise KeyboardInterrupt from None
 
         if not shell.run(work()):

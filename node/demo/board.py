@@ -79,8 +79,7 @@ class Board:
     network: str = ""
     stage: str = "getting ready"
     job: Json | None = None
-    stakes: Sequence[Json] = ()
-    attests: int = 0
+    attests: Sequence[Json] = ()
     claims: Sequence[Json] = ()
     seats: dict[str, Seat] = field(default_factory=dict)
     notes: deque[Note] = field(default_factory=lambda: deque(maxlen=NOTES_MAX))
@@ -155,7 +154,7 @@ class Board:
                 seat.best, seat.bids = int(data["loss"]), seat.bids + 1
                 self.note(name, f"bids {format_micros(seat.best)}{_BID_NOTES[seat.member.tactic]}.", is_loud=True)
             case "vote":
-                self.note(name, text, is_loud=data["verdict"] != "valid")
+                self.note(name, text.replace("Voted", "votes", 1), is_loud=data["verdict"] != "valid")
             case "taken":
                 self.note(name, "takes the job.")
             case "staked":
@@ -172,13 +171,15 @@ class Board:
 
     # -- from the poster's node --
 
-    def see(self, job: Json, stakes: Sequence[Json], attests: int, claims: Sequence[Json]) -> None:
-        """Take what the poster's node knows."""
-        self.job, self.stakes, self.attests, self.claims = job, stakes, attests, claims
+    def see(self, job: Json, ops: Mapping[str, Sequence[Json]], accounts: Sequence[Json]) -> None:
+        """Take what the poster's node knows: the job, ops by kind, accounts."""
+        self.job, self.attests, self.claims = job, ops["attest"], ops["claim"]
+        for account in accounts:
+            self.seats[self.name_of(account["did"])].balance = int(account["balance"])
         if job["certified"] and self._is_new("job", "certified"):
             self.note("witnesses", "the job is certified: its bounty can't be spent twice.")
         self._note_phase(job)
-        for stake in stakes:
+        for stake in ops["stake"]:
             name = self.name_of(stake["author"])
             self.seats[name].stake = stake["status"]
             if stake["status"] == "certified" and self._is_new(f"stake {name}", "certified"):

@@ -101,6 +101,7 @@ class Director:
             await self._follow(client, job)
             result = await self._settle(company, client, job)
             result.model = await self._fetch_model(client, result.job)
+            self._board.stage = "auditing"
             result.audit = await audit_source(poster.folder)
             result.verdict = judge(self._plan, self._board, result)
             result.seconds = time.monotonic() - started_s
@@ -205,10 +206,8 @@ class Director:
     async def _look(self, client: NodeClient, job: str) -> None:
         """Ask the poster's node for all that is shown."""
         found = await client.job(job)
-        stakes = await client.ops(kind="stake")
-        attests = await client.ops(kind="attest") if found["phase"] == "deciding" or found["outcome"] else {"ops": ()}
-        claims = await client.ops(kind="claim") if found["outcome"] else {"ops": ()}
-        self._board.see(found, stakes["ops"], len(attests["ops"]), claims["ops"])
+        ops = {kind: (await client.ops(kind=kind))["ops"] for kind in ("stake", "attest", "claim")}
+        self._board.see(found, ops, await client.accounts())
 
     async def _play_cut(self, member: Member) -> None:
         """Pull a worker's cable when it has begun to train, and mend it at its time."""
@@ -260,8 +259,6 @@ class Director:
                 before = digests if is_even else {}
                 await asyncio.sleep(1)
         named = {name: accounts.get(seat.did, 0) for name, seat in self._board.seats.items()}
-        for name, balance in named.items():
-            self._board.seats[name].balance = balance
         shown = await client.job(job)
         dids = {name: seat.did for name, seat in self._board.seats.items()}
         return Result(self._board.network, shown, named, digests, dids, self._board.leads, min(heads))

@@ -38,7 +38,7 @@ def judge(plan: Plan, board: Board, result: Result) -> Verdict:
     forfeits = tuple(sorted(board.name_of(did) for did in outcome["forfeits"]))
     if forfeits != tuple(sorted(plan.forfeits)):
         faults.append(f"stakes were forfeited by {', '.join(forfeits) or 'nobody'}")
-    expected = compute_balances(plan, winner, _count_votes(board, result.job))
+    expected = compute_balances(plan, winner, count_votes(board, result.job))
     faults += [
         f"{name} has {result.accounts[name]} credits instead of {amount}"
         for name, amount in expected.items()
@@ -51,7 +51,7 @@ def judge(plan: Plan, board: Board, result: Result) -> Verdict:
     return Verdict(faults + _compare_audit(board, result))
 
 
-def _count_votes(board: Board, job: dict[str, Any]) -> dict[str, int]:
+def count_votes(board: Board, job: dict[str, Any]) -> dict[str, int]:
     """Return how many listed votes each voter has."""
     listed, counts = set(job["outcome"]["votes"]), dict[str, int]()
     for bid in job["leaderboard"]:

@@ -28,12 +28,12 @@ EXPIRY_MS: Final = 3_600_000
 ELECTOR_MIN: Final = 10
 VERDICT_MIN: Final = 2
 """Both verifiers have to agree before anybody is a cheat."""
-BID_S: Final = 36
+BID_S: Final = 32
 REVEAL_S: Final = 8
-VERDICT_S: Final = 25
-RUN_S: Final = 10
+VERDICT_S: Final = 22
+RUN_S: Final = 8
 """The job's limit for one run; the window for verdicts is at least twice as long, and (f + 4) · Δ."""
-EPOCHS: Final = 480
+EPOCHS: Final = 400
 """The job's epochs; a worker's runs grow up to them."""
 BOUNTY: Final = 100
 STAKE: Final = 5
