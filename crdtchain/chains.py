@@ -17,7 +17,7 @@ Source: protocol section 4.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 NONE = -1
 NO_AUTHOR = 2**31
@@ -31,6 +31,7 @@ class Chains:
 
     __slots__ = (
         "_author_lanes",
+        "_by_seq",
         "_fork_seq",
         "_lane_ops",
         "_lane_parent",
@@ -47,6 +48,8 @@ class Chains:
         self._fork_seq = array("q")
         self._lane_ops: list[array[int]] = []
         self._author_lanes: list[list[int]] = []
+        self._by_seq: dict[tuple[int, int], list[int]] = {}
+        """Of forked authors, (author, seq) to ops."""
         self.forked: set[int] = set()
         """Authors of whom two known ops have one seq."""
         self.lowest_forked = NO_AUTHOR
@@ -63,6 +66,8 @@ class Chains:
         self._lane_ops[lane].append(number)
         self._lanes.append(lane)
         self._seqs.append(seq)
+        if author in self.forked:
+            self._by_seq.setdefault((author, seq), []).append(number)
         return lane
 
     def _open_lane(self, author: int, parent: int, fork_seq: int) -> int:
@@ -71,22 +76,37 @@ class Chains:
         self._lane_ops.append(array("i"))
         lane = len(self._lane_ops) - 1
         self._author_lanes[author].append(lane)
-        if len(self._author_lanes[author]) > 1:
-            self.forked.add(author)
-            self.lowest_forked = min(self.lowest_forked, author)
+        if len(self._author_lanes[author]) == 2:
+            self._note_forked(author)
         return lane
+
+    def _note_forked(self, author: int) -> None:
+        self.forked.add(author)
+        self.lowest_forked = min(self.lowest_forked, author)
+        for op in self.ops_of(author):
+            self._by_seq.setdefault((author, self._seqs[op]), []).append(op)
 
     def undo(self, author: int) -> None:
         """Take back the op added last, which was this author's."""
-        lane = self._lanes.pop()
-        self._seqs.pop()
+        lane, seq = self._lanes.pop(), self._seqs.pop()
         self._lane_ops[lane].pop()
-        if not self._lane_ops[lane]:
-            for column in (self._lane_ops, self._lane_parent, self._fork_seq, self._author_lanes[author]):
-                column.pop()
-            if len(self._author_lanes[author]) < 2:
-                self.forked.discard(author)
-                self.lowest_forked = min(self.forked, default=NO_AUTHOR)
+        if author in self.forked:
+            self._by_seq[author, seq].pop()
+            if not self._by_seq[author, seq]:
+                del self._by_seq[author, seq]
+        if self._lane_ops[lane]:
+            return
+        for column in (self._lane_ops, self._lane_parent, self._fork_seq, self._author_lanes[author]):
+            column.pop()
+        if len(self._author_lanes[author]) == 1:
+            self.forked.discard(author)
+            self.lowest_forked = min(self.forked, default=NO_AUTHOR)
+            for op in self.ops_of(author):
+                self._by_seq.pop((author, self._seqs[op]), None)
+
+    def undo_author(self, author: int) -> None:
+        """Forget an author without ops, the one with the highest number."""
+        del self._author_lanes[author:]
 
     def seq(self, op: int) -> int:
         """Return an op's seq."""
@@ -118,12 +138,64 @@ class Chains:
 
     def siblings(self, author: int, op: int) -> Iterator[int]:
         """Yield the author's other ops with the op's seq."""
-        seq = self._seqs[op]
+        for other in self._by_seq.get((author, self._seqs[op]), ()):
+            if other != op:
+                yield other
+
+    def compute_reach(self, tips: Iterable[int]) -> dict[int, int]:
+        """Return for each lane the highest seq of it that is on the chain of one of `tips`.
+
+        Costs the lanes that are passed, each once: with many tips far less than asking for each.
+        """
+        reach: dict[int, int] = {}
+        for tip in tips:
+            lane, seq = self._lanes[tip], self._seqs[tip]
+            while lane != NONE and reach.get(lane, NONE) < seq:
+                reach[lane] = seq
+                seq, lane = self._fork_seq[lane], self._lane_parent[lane]
+        return reach
+
+    def is_in_reach(self, op: int, reach: Mapping[int, int]) -> bool:
+        """Whether an op is on the chain of one of the tips that a reach was computed for."""
+        return reach.get(self._lanes[op], NONE) >= self._seqs[op]
+
+    def find_maximal(self, ops: Iterable[int]) -> list[int]:
+        """Return those of one author's ops that are on the chain of no other of them."""
+        highest: dict[int, int] = {}
+        for op in ops:
+            lane = self._lanes[op]
+            if lane not in highest or self._seqs[highest[lane]] < self._seqs[op]:
+                highest[lane] = op
+        below: dict[int, int] = {}
+        for lane in highest:
+            seq, parent = self._fork_seq[lane], self._lane_parent[lane]
+            while parent != NONE and below.get(parent, NONE) < seq:
+                below[parent] = seq
+                seq, parent = self._fork_seq[parent], self._lane_parent[parent]
+        return [op for lane, op in highest.items() if below.get(lane, NONE) < self._seqs[op]]
+
+    def find_descendants(self, author: int, starts: Mapping[int, int]) -> Iterator[array[int]]:
+        """Yield, lane by lane, the author's ops from given starts on: lane to the least seq, on it and what forks off
+        above.
+        """
+        least = dict(starts)
         for lane in self._author_lanes[author]:
-            ops = self._lane_ops[lane]
-            place = seq - self._fork_seq[lane] - 1
-            if 0 <= place < len(ops) and ops[place] != op:
-                yield ops[place]
+            parent, fork_seq = self._lane_parent[lane], self._fork_seq[lane]
+            if parent in least and least[parent] <= fork_seq:
+                least[lane] = fork_seq + 1
+            if lane in least:
+                yield self._lane_ops[lane][least[lane] - fork_seq - 1 :]
+
+    def lane(self, op: int) -> int:
+        """Return the lane of an op."""
+        return self._lanes[op]
+
+    def path(self, tip: int) -> Iterator[tuple[int, int]]:
+        """Yield the lanes of a chain, from its tip down, each with the highest seq of it on the chain."""
+        lane, seq = self._lanes[tip], self._seqs[tip]
+        while lane != NONE:
+            yield lane, seq
+            seq, lane = self._fork_seq[lane], self._lane_parent[lane]
 
     def ops_of(self, author: int) -> Iterator[int]:
         """Yield all ops of an author, lane by lane, each lane by seq."""
@@ -166,5 +238,6 @@ class Chains:
             chains._author_lanes.extend([] for _ in range(author + 1 - len(chains._author_lanes)))
             chains._author_lanes[author].append(lane)
         chains.forked = {author for author, lanes in enumerate(chains._author_lanes) if len(lanes) > 1}
-        chains.lowest_forked = min(chains.forked, default=NO_AUTHOR)
+        for author in list(chains.forked):
+            chains._note_forked(author)
         return chains

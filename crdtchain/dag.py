@@ -16,7 +16,7 @@ Sources: protocol sections 1, 2 and 5. Not here: rules (`ledger.rules`), marks (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Literal
 
@@ -43,6 +43,8 @@ class Dag:
         """Witnesses have the first numbers, in genesis' order."""
         self.witness_count = len(witnesses)
         self.clocks: list[Clock] = []
+        self._newest_author = NONE
+        """The author whose first op was placed last, or -1."""
         self._numbers: dict[OpId, int] = {}
         self._author_numbers: dict[Author, int] = {key: number for number, key in enumerate(witnesses)}
         self.authors = array("i")
@@ -113,7 +115,7 @@ class Dag:
         if len(unique) == 1:
             return unique[0]
         if self.chains.lowest_forked < self.witness_count:
-            return join_frontiers(unique, self.authors.__getitem__, self.chains.is_on_chain)
+            return join_frontiers(unique, self.authors.__getitem__, self.chains.find_maximal)
         # Without forks a witness's ops are one chain, and the later of two has the higher number.
         authors = self.authors
         tips: dict[int, int] = {}
@@ -140,6 +142,7 @@ class Dag:
         """Append a row; the caller sees to the heads."""
         number = len(self.ids)
         links = parents if prev == NONE else [prev, *parents]
+        self._newest_author = NONE if author in self._author_numbers else len(self.author_keys)
         author_number = self.author_number(author)
         self.chains.add(author_number, seq, prev)
         self.ids.append(op)
@@ -161,9 +164,10 @@ class Dag:
 
     def undo(self) -> None:
         """Take back the op placed last, which has not been settled."""
+        author = self.authors[-1]
         links_start = self._parents_end[-2] if len(self._parents_end) > 1 else 0
         del self._parents[links_start:]
-        self.chains.undo(self.authors[-1])
+        self.chains.undo(author)
         del self._numbers[self.ids[-1]]
         for column in (
             self.ids,
@@ -177,6 +181,11 @@ class Dag:
             self._parents_end,
         ):
             column.pop()
+        if author == self._newest_author:
+            # It came with this op, so nothing else speaks of it.
+            del self._author_numbers[self.author_keys.pop()]
+            self.chains.undo_author(author)
+            self._newest_author = NONE
 
     def merge(self, other: Dag) -> list[int]:
         """Add the other's ops that are not here; returns this side's number of each of the other's ops."""
@@ -205,21 +214,42 @@ class Dag:
         """Return the ids of the heads, sorted."""
         return sorted(self.ids[head] for head in self.heads)
 
-    def is_reached(self, target: int, tops: Iterable[int]) -> bool:
-        """Whether `target` is in the past of one of `tops`, by walking down; numbers below the target are not
-        visited.
+    def find_foreign_heads(self, author: int, tip: int, now_ms: int | None = None) -> set[int]:
+        """Return the heads that an author may link to behind its own op `tip` (-1: none): heads by others.
+
+        Below a head that is the author's own, on another branch, or dated ahead of `now_ms`, what it links to counts.
         """
-        depth = self.depths[target]
-        stack = [top for top in tops if top >= target]
+        found: set[int] = set()
+        visited: set[int] = set()
+        stack = list(self.heads)
+        while stack:
+            head = stack.pop()
+            if head in visited or (tip != NONE and self.authors[head] == author and self.chains.is_on_chain(head, tip)):
+                continue
+            visited.add(head)
+            is_ahead = now_ms is not None and self.times[head] > now_ms and self.prevs[head] != NONE
+            if self.authors[head] == author or is_ahead:
+                stack.extend(self.links(head))
+            else:
+                found.add(head)
+        return found
+
+    def is_any_reached(self, targets: Collection[int], tops: Iterable[int]) -> bool:
+        """Whether one of `targets` is in the past of one of `tops`, by one walk down that stops below them all."""
+        if not targets:
+            return False
+        lowest = min(targets)
+        depth = min(self.depths[target] for target in targets)
+        stack = [top for top in tops if top >= lowest]
         visited: set[int] = set()
         while stack:
             number = stack.pop()
-            if number == target:
+            if number in targets:
                 return True
             if number in visited or self.depths[number] <= depth:
                 continue
             visited.add(number)
-            stack.extend(link for link in self.links(number) if link >= target)
+            stack.extend(link for link in self.links(number) if link >= lowest)
         return False
 
     def iterate_past(self, tops: Iterable[int]) -> Iterator[int]:

@@ -16,11 +16,11 @@ Source: protocol section 5, "On time" and "Arrival tick".
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable
 from enum import Enum
 
-from crdtchain.crdts.frontier import Clock
+from crdtchain.chains import Chains
 from crdtchain.dag import Dag
 from crdtchain.witness import Cut, Witnesses
 
@@ -33,6 +33,30 @@ class Timeliness(Enum):
     ON_TIME = "on time"
     LATE = "late"
     OPEN = "open"
+
+
+class _Holders:
+    """The ops by which witnesses first had something, to be asked by chain."""
+
+    __slots__ = ("_chains", "_least", "ops")
+
+    def __init__(self, chains: Chains, count: int) -> None:
+        self.ops: list[int] = []
+        self._chains = chains
+        self._least: list[dict[int, int]] = [{} for _ in range(count)]
+        """For each witness, lane to the least seq of a holder."""
+
+    def add(self, witness: int, op: int) -> None:
+        """Add a holder."""
+        self.ops.append(op)
+        lane, seq = self._chains.lane(op), self._chains.seq(op)
+        least = self._least[witness]
+        least[lane] = min(seq, least.get(lane, seq))
+
+    def is_held(self, witness: int, tip: int) -> bool:
+        """Whether a holder is on the chain of `tip`, an op of the witness."""
+        least = self._least[witness]
+        return bool(least) and any(least.get(lane, seq + 1) <= seq for lane, seq in self._chains.path(tip))
 
 
 class Deadlines:
@@ -54,67 +78,61 @@ class Deadlines:
         cached = self._cache.get((op, deadline))
         if cached is not None and cached[0] == version:
             return cached[1]
-        holders, late = self._direct_holders(op, deadline)
-        for tip in sorted(late):
-            self._climb(tip, deadline, holders)
+        holders = self._find_holders(op, deadline)
         if len(self._cache) >= _CACHE_MAX:
             self._cache.clear()
         self._cache[op, deadline] = (version, holders)
         return holders
 
-    def _direct_holders(self, op: int, deadline: int) -> tuple[list[int], list[int]]:
-        """Return the marks dated by the deadline, and the ops that may have `op` by a step of the staircase."""
-        times = self._dag.times
+    def _find_holders(self, op: int, deadline: int) -> list[int]:
+        dag, times = self._dag, self._dag.times
         last_step = deadline + self._params.closing_ms
-        holders: list[int] = []
+        found = _Holders(dag.chains, len(self._params.witnesses))
         late: list[int] = []
         for witness, marks in enumerate(self._witnesses.marks):
+            starts: dict[int, int] = {}
             for mark in marks.get(op):
                 if times[mark] <= deadline:
-                    holders.append(mark)
+                    found.add(witness, mark)
                 elif times[mark] <= last_step:
-                    late.extend(self._from(witness, mark, last_step))
-        return holders, late
+                    lane, seq = dag.chains.lane(mark), dag.chains.seq(mark)
+                    starts[lane] = min(seq, starts.get(lane, seq))
+            for ops in dag.chains.find_descendants(witness, starts) if starts else ():
+                # Along a lane times never fall, so the window is a slice.
+                late.extend(ops[: bisect_right(ops, last_step, key=times.__getitem__)])
+        for tip in sorted(late):
+            self._climb(tip, deadline, found)
+        return found.ops
 
-    def _from(self, witness: int, mark: int, last_step: int) -> Iterable[int]:
-        """Yield the ops of a witness from a mark on, dated no later than `last_step`."""
-        dag = self._dag
-        for lane in dag.chains.lanes_of(witness):
-            # On a chain numbers and times never fall, so the window is a slice.
-            end = bisect_right(lane, last_step, key=dag.times.__getitem__)
-            for op in lane[bisect_left(lane, mark) : end]:
-                if dag.chains.is_on_chain(mark, op):
-                    yield op
-
-    def _climb(self, tip: int, deadline: int, holders: list[int]) -> None:
+    def _climb(self, tip: int, deadline: int, found: _Holders) -> None:
         """Add `tip` to the holders if its chain does not have the op yet and enough others had it before."""
         dag = self._dag
         witness = dag.authors[tip]
-        if any(dag.authors[holder] == witness and dag.chains.is_on_chain(holder, tip) for holder in holders):
+        if found.is_held(witness, tip):
             return
         step = -(-(dag.times[tip] - deadline) // self._params.delta_ms)
-        others = {dag.authors[holder] for holder in holders if self._sees(dag.clocks[tip], holder)} - {witness}
+        others: set[int] = set()
+        for seen in dag.clocks[tip]:
+            other = dag.authors[seen]
+            if other != witness and other not in others and found.is_held(other, seen):
+                others.add(other)
+                if len(others) >= step:
+                    break
         if len(others) >= step:
-            holders.append(tip)
-
-    def _sees(self, clock: Clock, op: int) -> bool:
-        dag = self._dag
-        witness = dag.authors[op]
-        return any(dag.authors[tip] == witness and dag.chains.is_on_chain(op, tip) for tip in clock)
+            found.add(witness, tip)
 
     def count(self, op: int, deadline: int, cut: Cut) -> tuple[int, int]:
         """Return how many witnesses have an op for a deadline, and how many closed it without, as of a cut."""
         dag = self._dag
         holders = self.find_holders(op, deadline)
+        found = _Holders(dag.chains, len(self._params.witnesses))
+        for holder in holders:
+            found.add(dag.authors[holder], holder)
         closing = deadline + self._params.closing_ms
-        closed = 0
-        for witness in range(len(self._params.witnesses)):
-            for tip in cut.tips(witness):
-                if dag.times[tip] > closing and not any(
-                    dag.authors[holder] == witness and dag.chains.is_on_chain(holder, tip) for holder in holders
-                ):
-                    closed += 1
-                    break
+        closed = sum(
+            any(dag.times[tip] > closing and not found.is_held(witness, tip) for tip in cut.tips(witness))
+            for witness in range(len(self._params.witnesses))
+        )
         return cut.count_witnesses(holders), closed
 
     def timeliness(self, op: int, deadline: int, cut: Cut) -> Timeliness:

@@ -31,6 +31,7 @@ from crdtchain.ledger.settlement import EXPIRED
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Attest, Beat, Body, Kind, Record
 from crdtchain.scalars import Author
+from crdtchain.witness import Cut
 
 QUIET_KINDS = frozenset({Kind.BEAT, Kind.ATTEST})
 """Kinds that no beat answers, or witnesses would talk for ever."""
@@ -53,6 +54,12 @@ class Duty:
         self._debounce_ms = debounce_ms
         self._uncovered: dict[int, int] = {}
         """Ops that no own op covers yet, with the time at which they came."""
+        self._recent_bids: dict[int, int] = {}
+        """Bids with the time at which they came, while a witness may still come to have one for a tick."""
+        self._certified_jobs: tuple[int, list[int]] = (0, [])
+        """The count of ops at the last look, and the certified open jobs then."""
+        self._undecided: dict[int, int] = {}
+        """Jobs with the count of ops when their outcome was last found open."""
         self._open_jobs: list[int] = []
         self._seen_jobs = 0
         self._checked_ms: int | None = None
@@ -67,6 +74,14 @@ class Duty:
                 del self._uncovered[op]
         elif dag.kind(number) not in QUIET_KINDS:
             self._uncovered[number] = now_ms
+            if dag.kind(number) is Kind.BID:
+                self._recent_bids[number] = now_ms
+
+    def pass_time(self, now_ms: int) -> None:
+        """Take notice that something is about to be added: what was not said for a time up to now is not said any
+        more.
+        """
+        self._checked_ms = now_ms if self._checked_ms is None else max(self._checked_ms, now_ms)
 
     def restore(self, now_ms: int) -> None:
         """Rebuild what is not covered from the marks, after a start."""
@@ -120,12 +135,16 @@ class Duty:
 
     def _jobs(self) -> list[int]:
         """Return the certified jobs that are not attested and closed; others are forgotten."""
+        if self._certified_jobs[0] == len(self._ledger):
+            return self._certified_jobs[1]
         jobs = self._ledger.jobs
         self._open_jobs.extend(jobs.jobs[self._seen_jobs :])
         self._seen_jobs = len(jobs.jobs)
         self._open_jobs = [job for job in self._open_jobs if not self._is_over(job)]
         cut = self._ledger.everything()
-        return [job for job in self._open_jobs if self._ledger.witnesses.is_certified(job, cut)]
+        certified = [job for job in self._open_jobs if self._ledger.witnesses.is_certified(job, cut)]
+        self._certified_jobs = len(self._ledger), certified
+        return certified
 
     def _is_over(self, job: int) -> bool:
         return bool(self._ledger.jobs.parts.get((self._witness, Kind.ATTEST.value, job)))
@@ -156,16 +175,39 @@ class Duty:
 
     def _must_climb(self, now_ms: int) -> bool:
         """Whether a statement now would newly have something by a step of the staircase."""
-        ledger = self._ledger
-        for job, deadline, kind in self._deadlines():
-            if not deadline < now_ms <= deadline + ledger.params.closing_ms:
-                continue
-            step = -(-(now_ms - deadline) // ledger.params.delta_ms)
-            for op in self._deadline_ops(job, kind):
-                had = {ledger.dag.authors[holder] for holder in ledger.deadlines.find_holders(op, deadline)}
-                if self._witness not in had and len(had) >= step:
-                    return True
-        return False
+        closing_ms = self._ledger.params.closing_ms
+        pairs = [
+            (op, deadline)
+            for job, deadline, kind in self._deadlines()
+            if deadline < now_ms <= deadline + closing_ms
+            for op in self._deadline_ops(job, kind)
+        ]
+        self._recent_bids = {op: at for op, at in self._recent_bids.items() if now_ms <= at + closing_ms}
+        tick_ms = self._ledger.params.tick_ms
+        ticks = range(-(-(now_ms - closing_ms) // tick_ms) * tick_ms, now_ms, tick_ms)
+        pairs.extend(
+            (bid, tick) for bid in self._recent_bids for tick in ticks if tick < self._ledger.jobs.deadline(bid)
+        )
+        pairs = [(op, deadline) for op, deadline in pairs if self._is_had_by_others(op, deadline, now_ms)]
+        if not pairs:
+            return False
+        tip = self.tip()
+        said = self._ledger.witnesses.cut(
+            [*self._heads()[: limits.WITNESS_PARENTS_MAX], *([] if tip == NONE else [tip])]
+        )
+        # What only another branch of the own chain covers can't be brought along.
+        return any(self._is_had_by_others(op, at, now_ms, said) and said.contains(op) for op, at in pairs)
+
+    def _is_had_by_others(self, op: int, deadline: int, now_ms: int, said: Cut | None = None) -> bool:
+        """Whether enough others, seen by a cut if one is given, have an op for the step that is on, and the own key
+        not.
+        """
+        holders = self._ledger.deadlines.find_holders(op, deadline)
+        authors = self._ledger.dag.authors
+        if self._witness in {authors[holder] for holder in holders}:
+            return False
+        step = -(-(now_ms - deadline) // self._ledger.params.delta_ms)
+        return len({authors[holder] for holder in holders if said is None or said.sees(holder)}) >= step
 
     def _deadline_ops(self, job: int, kind: Kind) -> Iterator[int]:
         jobs = self._ledger.jobs
@@ -188,10 +230,13 @@ class Duty:
         return any(since_ms + self._debounce_ms <= now_ms for since_ms in self._uncovered.values())
 
     def _heads(self) -> list[int]:
-        """Return the heads but the own tip, those that carry value and deadline ops first."""
-        dag = self._ledger.dag
-        heads = [head for head in dag.heads if dag.authors[head] != self._witness]
-        return sorted(heads, key=lambda head: (dag.kind(head) in QUIET_KINDS, dag.ids[head]))
+        """Return what a statement links to, ops that carry value and deadline ops first.
+
+        That is the heads; for a head on another branch of the own chain, what others said below it.
+        """
+        dag, tip = self._ledger.dag, self.tip()
+        found = dag.find_foreign_heads(self._witness, tip)
+        return sorted(found, key=lambda head: (dag.kind(head) in QUIET_KINDS, dag.ids[head]))
 
     def _beat(self, time_ms: int) -> Statement:
         return Statement(Beat(), time_ms, tuple(self._heads()[: limits.WITNESS_PARENTS_MAX]))
@@ -213,4 +258,9 @@ class Duty:
             return EXPIRED
         if now_ms <= terms.verdict_until:
             return None
-        return self._ledger.settlement.outcome(job, self._ledger.everything())
+        if self._undecided.get(job) == len(self._ledger):
+            return None
+        record = self._ledger.settlement.outcome(job, self._ledger.everything())
+        if record is None:
+            self._undecided[job] = len(self._ledger)
+        return record

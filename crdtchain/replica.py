@@ -19,6 +19,7 @@ Not here: sync sessions (`sync`), any I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -72,6 +73,7 @@ class Draft(Struct, frozen=True):
     payload: bytes
     message: bytes
     seq: int
+    prev: OpId | None
 
 
 class Replica:
@@ -88,9 +90,11 @@ class Replica:
 
     def receive(self, ops: Sequence[SignedOp], source: str, now_ms: int) -> list[Effect]:
         """Take ops from a peer or a file; their signatures have been verified."""
-        added: list[SignedOp] = []
+        added: list[tuple[SignedOp, str]] = []
         effects: list[Effect] = []
         wanted: dict[OpId, None] = {}
+        if self.duty is not None:
+            self.duty.pass_time(now_ms)
         queue = [(signed, source) for signed in reversed(ops)]
         while queue:
             signed, origin = queue.pop()
@@ -105,11 +109,15 @@ class Replica:
             except InvalidOpError as error:
                 effects.extend(self._reject(signed.op.id, error, origin))
                 continue
-            added.append(signed)
+            added.append((signed, origin))
             self._note(signed, now_ms)
             queue.extend(reversed(self.waiting.arrived(signed.op.id)))
-        if added:
-            effects = [Persist(tuple(added), durable=False), Send(tuple(added), source), *effects]
+        stored: list[Effect] = []
+        for origin, group in groupby(added, key=lambda pair: pair[1]):
+            ops_of_one = tuple(signed for signed, _ in group)
+            # Who brought an op need not get it back; who brought only what it waited for does not have it.
+            stored += [Persist(ops_of_one, durable=False), Send(ops_of_one, origin)]
+        effects = [*stored, *effects]
         still = tuple(link for link in wanted if link not in self.ledger and link not in self.waiting)
         return [*effects, Want(still, source)] if still else effects
 
@@ -157,7 +165,8 @@ class Replica:
         # The rules are checked on a block with an empty signature: they do not look at it.
         self.ledger.judge(decode_op(join_block(payload, bytes(64))).op)
         message = signing.signing_bytes(self.ledger.params.network, payload)
-        self._draft = Draft(payload, message, 0 if tip == NONE else dag.chains.seq(tip) + 1)
+        prev = None if tip == NONE else dag.ids[tip]
+        self._draft = Draft(payload, message, 0 if tip == NONE else dag.chains.seq(tip) + 1, prev)
         return self._draft
 
     def abandon(self) -> None:
@@ -168,11 +177,15 @@ class Replica:
         """Take the signature of a draft: the op is added, and has to be stored durably before it is sent.
 
         Raises:
-            UsageError: it is not the draft that is waiting.
+            UsageError: it is not the draft that is waiting, or the own chain has grown since it was made.
         """
         if draft is not self._draft:
             raise UsageError("this draft is not the one being signed")
         self._draft = None
+        tip = self.tip()
+        if draft.prev != (None if tip == NONE else self.ledger.dag.ids[tip]):
+            # Another copy of this key has signed meanwhile, and its op came from a peer: this seq is taken.
+            raise UsageError("the own chain has grown while this op was being signed: draft it again")
         signed = decode_op(join_block(draft.payload, signature))
         self.ledger.add(signed.op)
         self._note(signed, now_ms)
@@ -195,27 +208,26 @@ class Replica:
         return None if self.duty is None else self.duty.next_wake_ms(now_ms)
 
     def _parents(self, now_ms: int) -> list[int]:
-        """Return the ops that an own op links to: heads, or below heads dated ahead of the clock their links."""
-        dag, tip = self.ledger.dag, self.tip()
-        own = NONE if tip == NONE else dag.authors[tip]
-        found: set[int] = set()
-        stack, visited = list(dag.heads), set[int]()
-        while stack:
-            head = stack.pop()
-            if head in visited:
-                continue
-            visited.add(head)
-            if dag.times[head] > now_ms and dag.prevs[head] != NONE:
-                stack.extend(dag.links(head))
-            elif dag.authors[head] != own:
-                found.add(head)
-        order = sorted(found, key=self._rank)
-        return order[: limits.WITNESS_PARENTS_MAX if self.duty is not None else limits.PARENTS_MAX]
+        """Return what an own op links to: heads, or below heads dated ahead of the clock what they link to.
 
-    def _rank(self, head: int) -> tuple[int, bytes]:
-        """Order parents by how much they bring along: witnesses' ops, then value and deadline ops, then the rest."""
+        One head of each author comes before the second of any: a crowd of branches keeps nobody's word out.
+        """
+        dag, tip = self.ledger.dag, self.tip()
+        author = None if self.author is None else dag.find_author(self.author)
+        found = dag.find_foreign_heads(NONE if author is None else author, tip, now_ms)
+        counts: dict[int, int] = {}
+        order = []
+        for head in sorted(found, key=self._rank):
+            place = counts[dag.authors[head]] = counts.get(dag.authors[head], 0) + 1
+            order.append((place, head))
+        order.sort(key=lambda pair: pair[0])
+        parents_max = limits.WITNESS_PARENTS_MAX if self.duty is not None else limits.PARENTS_MAX
+        return [head for _, head in order[:parents_max]]
+
+    def _rank(self, head: int) -> tuple[int, int]:
+        """Order parents by what they bring along: witnesses' ops, value and deadline ops, the rest; late ones first."""
         dag = self.ledger.dag
         kind = dag.kind(head)
         if dag.is_witness_op(head):
-            return 0, dag.ids[head]
-        return (2 if kind in QUIET_KINDS or kind is Kind.PROFILE else 1), dag.ids[head]
+            return 0, -head
+        return (2 if kind in QUIET_KINDS or kind is Kind.PROFILE else 1), -head

@@ -4,7 +4,7 @@ Invariants:
 
 1. An op is here at most once, under each of its missing links.
 2. Counts and bytes stay within their bounds; when a bound is met, the heaviest source loses its oldest op, never a
-   lighter one.
+   lighter one. An op that several sources sent is held until each of them has lost it.
 3. Waiting is never a fault: nothing here is evidence against anybody.
 
 Source: the limits of `crdtchain.limits`; times come in as arguments.
@@ -23,7 +23,8 @@ from crdtchain.scalars import OpId
 
 class _Held(Struct):
     signed: SignedOp
-    source: str
+    sources: list[str]
+    """Who sent it, the first one first: each has its share charged, and it stays while one of them has room."""
     since_ms: int
     missing: set[OpId]
 
@@ -34,7 +35,9 @@ class Waiting:
     def __init__(self) -> None:
         self._held: dict[OpId, _Held] = {}
         self._by_link: dict[OpId, set[OpId]] = {}
-        self._loads: dict[str, list[int]] = {}
+        self._shares: dict[str, dict[OpId, int]] = {}
+        """Source to what it sent and is held, oldest first, with the size in bytes."""
+        self._bytes: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -44,8 +47,8 @@ class Waiting:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all blocks held."""
-        return sum(load[1] for load in self._loads.values())
+        """Bytes of all blocks held, each counted for each of its sources."""
+        return sum(self._bytes.values())
 
     def missing(self) -> list[OpId]:
         """Return what is waited for and is not held itself, sorted."""
@@ -53,26 +56,41 @@ class Waiting:
 
     def hold(self, signed: SignedOp, missing: Iterable[OpId], source: str, now_ms: int) -> None:
         """Hold an op until its missing links have come."""
-        if signed.op.id in self._held:
-            return
         self.expire(now_ms)
-        self._held[signed.op.id] = held = _Held(signed, source, now_ms, set(missing))
-        for link in held.missing:
-            self._by_link.setdefault(link, set()).add(signed.op.id)
-        load = self._loads.setdefault(source, [0, 0])
-        load[0] += 1
-        load[1] += len(signed.block)
+        held = self._held.get(signed.op.id)
+        if held is None:
+            self._held[signed.op.id] = held = _Held(signed, [], now_ms, set(missing))
+            for link in held.missing:
+                self._by_link.setdefault(link, set()).add(signed.op.id)
+        if source in held.sources:
+            return
+        held.sources.append(source)
+        self._shares.setdefault(source, {})[signed.op.id] = len(held.signed.block)
+        self._bytes[source] = self._bytes.get(source, 0) + len(held.signed.block)
         self._trim(source)
 
     def _trim(self, source: str) -> None:
-        load = self._loads[source]
-        while load[0] > limits.WAITING_PEER_OPS_MAX or load[1] > limits.WAITING_PEER_BYTES_MAX:
+        while (
+            len(self._shares.get(source, ())) > limits.WAITING_PEER_OPS_MAX
+            or self._bytes.get(source, 0) > limits.WAITING_PEER_BYTES_MAX
+        ):
             self._drop_oldest(source)
         while len(self._held) > limits.WAITING_OPS_MAX or self.size_bytes > limits.WAITING_BYTES_MAX:
-            self._drop_oldest(max(self._loads, key=lambda name: self._loads[name][1]))
+            self._drop_oldest(max(self._bytes, key=self._bytes.__getitem__))
 
     def _drop_oldest(self, source: str) -> None:
-        self._remove(next(op for op, held in self._held.items() if held.source == source))
+        op = next(iter(self._shares[source]))
+        held = self._held[op]
+        held.sources.remove(source)
+        self._discharge(source, op)
+        if not held.sources:
+            self._remove(op)
+
+    def _discharge(self, source: str, op: OpId) -> None:
+        share = self._shares[source]
+        self._bytes[source] -= share.pop(op)
+        if not share:
+            del self._shares[source], self._bytes[source]
 
     def _remove(self, op: OpId) -> _Held:
         held = self._held.pop(op)
@@ -81,11 +99,8 @@ class Waiting:
             waiters.discard(op)
             if not waiters:
                 del self._by_link[link]
-        load = self._loads[held.source]
-        load[0] -= 1
-        load[1] -= len(held.signed.block)
-        if not load[0]:
-            del self._loads[held.source]
+        for source in held.sources:
+            self._discharge(source, op)
         return held
 
     def arrived(self, op: OpId) -> list[tuple[SignedOp, str]]:
@@ -96,7 +111,7 @@ class Waiting:
             held.missing.discard(op)
             if not held.missing:
                 self._remove(waiter)
-                ready.append((held.signed, held.source))
+                ready.append((held.signed, held.sources[0]))
         return ready
 
     def rejected(self, op: OpId) -> list[OpId]:

@@ -34,13 +34,16 @@ CertificateKey: TypeAlias = tuple[int, bytes]
 class Cut:
     """A causally closed part of the ledger: everything here, or the past of some ops ("as of Z")."""
 
-    __slots__ = ("_dag", "_marks", "_tips", "clock", "tops")
+    __slots__ = ("_dag", "_marks", "_reach", "_tips", "answers", "clock", "tops")
 
     def __init__(self, dag: Dag, marks: Sequence[FirstSeen], clock: Clock, tops: tuple[int, ...] | None) -> None:
         self.clock = clock
         self.tops = tops
         self._dag = dag
         self._marks = marks
+        self.answers: dict[tuple[int, str, int], tuple[list[int], list[int]]] = {}
+        """For `ledger.votes`: what it found out of this cut; a cut is asked only while the ledger does not grow."""
+        self._reach: dict[int, dict[int, int]] = {}
         self._tips: dict[int, list[int]] = {}
         for tip in clock:
             self._tips.setdefault(dag.authors[tip], []).append(tip)
@@ -57,15 +60,34 @@ class Cut:
             return False
         if witness not in self._dag.chains.forked:
             return op <= tips[0]
-        is_on_chain = self._dag.chains.is_on_chain
-        return any(is_on_chain(op, tip) for tip in tips)
+        reach = self._reach.get(witness)
+        if reach is None:
+            reach = self._reach[witness] = self._dag.chains.compute_reach(tips)
+        return self._dag.chains.is_in_reach(op, reach)
 
     def contains(self, op: int) -> bool:
         """Whether any op is in the cut."""
+        return self.contains_any((op,))
+
+    def contains_any(self, ops: Sequence[int]) -> bool:
+        """Whether one of some ops is in the cut."""
         if self.tops is None:
-            return True
-        if self._dag.is_witness_op(op):
-            return self.sees(op)
+            return bool(ops)
+        unknown: set[int] = set()
+        for op in ops:
+            if self._dag.is_witness_op(op):
+                if self.sees(op):
+                    return True
+            elif self._is_covered(op):
+                return True
+            else:
+                unknown.add(op)
+        # Not covered by any witness of the cut, so the way down, if there is one, leads through ops that no witness
+        # covers either: few, unless the witnesses sleep.
+        return self._dag.is_any_reached(unknown, self.tops)
+
+    def _is_covered(self, op: int) -> bool:
+        """Whether a witness has the op, as of the cut."""
         forked = self._dag.chains.forked
         for witness, tips in self._tips.items():
             marks = self._marks[witness]
@@ -74,9 +96,7 @@ class Cut:
                 continue
             if first <= tips[0] if witness not in forked else any(self.sees(mark) for mark in marks.get(op)):
                 return True
-        # Not covered by any witness of the cut, so the way down, if there is one, leads through ops that no witness
-        # covers either: few, unless the witnesses sleep.
-        return self._dag.is_reached(op, self.tops)
+        return False
 
     def count_witnesses(self, ops: Iterable[int]) -> int:
         """Count the different witnesses among those of the given witness ops that are in the cut."""
@@ -103,8 +123,13 @@ class Witnesses:
         """Job to the digests of the records that somebody attests."""
         self.accused: GrowOnlyMultiMap[int, CertificateKey] = GrowOnlyMultiMap()
         """Author to the attested records that list it among the cheats."""
-        self.known_equivocations: GrowOnlyMultiMap[int, tuple[int, int]] = GrowOnlyMultiMap()
-        """Author to (seq, witness op): equivocations with the ops at which a witness first had both sides."""
+        self.known_equivocations: GrowOnlyMultiMap[tuple[int, int], int] = GrowOnlyMultiMap()
+        """(author, seq) to the witness ops at which a witness first had two ops of the author with that seq."""
+        self.equivocated_seqs: GrowOnlyMultiMap[int, int] = GrowOnlyMultiMap()
+        """Author to the seqs among the keys of `known_equivocations`."""
+        self._last_reach: tuple[int, dict[int, int]] = (NONE, {})
+        self._marks_by_lane: dict[tuple[int, int], dict[int, int]] = {}
+        """Of forked witnesses, (witness, op) to lane to the least seq of a mark: made from the marks when asked for."""
 
     def cut(self, tops: Iterable[int]) -> Cut:
         """Return the past of some ops as a cut."""
@@ -120,12 +145,35 @@ class Witnesses:
 
     def is_covered_by(self, op: int, tip: int) -> bool:
         """Whether `op` is in the past of `tip`, an op of a witness."""
-        marks = self.marks[self.dag.authors[tip]]
-        first = marks.first(op)
+        witness = self.dag.authors[tip]
+        first = self.marks[witness].first(op)
         if first == NONE:
             return False
-        is_on_chain = self.dag.chains.is_on_chain
-        return is_on_chain(first, tip) or any(is_on_chain(mark, tip) for mark in marks.get(op)[1:])
+        if witness not in self.dag.chains.forked:
+            return first <= tip
+        return self._is_marked(op, witness, self._reach_of(tip))
+
+    def _reach_of(self, tip: int) -> dict[int, int]:
+        """Return the reach of one tip; the last one is kept, for it is asked for many ops in a row."""
+        if self._last_reach[0] != tip:
+            self._last_reach = tip, self.dag.chains.compute_reach((tip,))
+        return self._last_reach[1]
+
+    def _is_marked(self, op: int, witness: int, reach: dict[int, int]) -> bool:
+        """Whether a forked witness has a mark of `op` in a reach."""
+        # A crowd of branches has a crowd of marks, but a chain passes few lanes: so marks are looked up by lane.
+        by_lane = self._marks_by_lane.get((witness, op))
+        if by_lane is None:
+            by_lane = self._marks_by_lane[witness, op] = {}
+            for mark in self.marks[witness].get(op):
+                self._note_lane(by_lane, mark)
+        if len(by_lane) < len(reach):
+            return any(reach.get(lane, NONE) >= seq for lane, seq in by_lane.items())
+        return any(by_lane.get(lane, seq + 1) <= seq for lane, seq in reach.items())
+
+    def _note_lane(self, by_lane: dict[int, int], mark: int) -> None:
+        lane, seq = self.dag.chains.lane(mark), self.dag.chains.seq(mark)
+        by_lane[lane] = min(seq, by_lane.get(lane, seq))
 
     def seen_by(self, op: int, cut: Cut) -> int:
         """Count the witnesses that have an op in their past, as of a cut."""
@@ -150,10 +198,15 @@ class Witnesses:
     def undo(self, tip: int, covered: Iterable[int]) -> None:
         """Take back what `cover` did for an op that turned out not to be valid."""
         marks = self.marks[self.dag.authors[tip]]
+        self._last_reach = (NONE, {})
+        self._marks_by_lane.clear()
         for op in covered:
+            author, seq = self.dag.authors[op], self.dag.chains.seq(op)
             marks.undo(op, tip)
             self.acknowledgements.undo(op, tip)
-            self.known_equivocations.undo(self.dag.authors[op], (self.dag.chains.seq(op), tip))
+            self.known_equivocations.undo((author, seq), tip)
+            if (author, seq) not in self.known_equivocations:
+                self.equivocated_seqs.undo(author, seq)
 
     def _mark(self, tip: int) -> list[int]:
         dag = self.dag
@@ -182,13 +235,16 @@ class Witnesses:
     def _mark_branch(self, marks: FirstSeen, tip: int) -> list[int]:
         """Mark what an op on one of several branches newly covers: the other branches' marks do not count."""
         dag = self.dag
-        marks.add(tip, tip)
+        witness = dag.authors[tip]
+        marks.append_new(tip, tip)
         covered = [tip]
         stack = list(dag.parents(tip))
         while stack:
             op = stack.pop()
             if not self.is_covered_by(op, tip):
-                marks.add(op, tip)
+                marks.append_new(op, tip)
+                if (witness, op) in self._marks_by_lane:
+                    self._note_lane(self._marks_by_lane[witness, op], tip)
                 covered.append(op)
                 stack.extend(dag.links(op))
         return covered
@@ -196,12 +252,19 @@ class Witnesses:
     def _note_equivocation(self, op: int, tip: int) -> None:
         dag = self.dag
         author, seq = dag.authors[op], dag.chains.seq(op)
-        is_on_chain = dag.chains.is_on_chain
-        known = self.known_equivocations.get(author)
-        if any(at == seq and dag.authors[o] == dag.authors[tip] and is_on_chain(o, tip) for at, o in known):
+        if self._knows_equivocation(author, seq, tip):
             return
         if any(self.is_covered_by(sibling, tip) for sibling in dag.chains.siblings(author, op)):
-            self.known_equivocations.append_new(author, (seq, tip))
+            self.known_equivocations.append_new((author, seq), tip)
+            self.equivocated_seqs.add(author, seq)
+
+    def _knows_equivocation(self, author: int, seq: int, tip: int) -> bool:
+        """Whether the chain of `tip` had two ops of an author with one seq."""
+        witness, reach = self.dag.authors[tip], self._reach_of(tip)
+        return any(
+            self.dag.authors[o] == witness and self.dag.chains.is_in_reach(o, reach)
+            for o in self.known_equivocations.get((author, seq))
+        )
 
     def _may_acknowledge(self, op: int, tip: int) -> bool:
         dag = self.dag
@@ -225,11 +288,11 @@ class Witnesses:
         """Whether past(tip) holds an equivocation of the author up to `op` and above its last certified value op
         before it.
         """
-        dag = self.dag
+        dag, author, last = self.dag, self.dag.authors[op], self.dag.chains.seq(op)
         seqs = [
             seq
-            for seq, o in self.known_equivocations.get(dag.authors[op])
-            if dag.authors[o] == dag.authors[tip] and dag.chains.is_on_chain(o, tip)
+            for seq in self.equivocated_seqs.get(author)
+            if seq <= last and self._knows_equivocation(author, seq, tip)
         ]
         if not seqs:
             return False
@@ -237,7 +300,7 @@ class Witnesses:
         while certified != NONE and not self.is_certified(certified, cut):
             certified = dag.previous_value(certified)
         floor = NONE if certified == NONE else dag.chains.seq(certified)
-        return any(floor < seq <= dag.chains.seq(op) for seq in seqs)
+        return max(seqs) > floor
 
     def is_certified(self, op: int, cut: Cut) -> bool:
         """Whether q witnesses acknowledge a value op as of a cut."""
@@ -247,7 +310,7 @@ class Witnesses:
     def attest(self, tip: int, job: int, digest: bytes, cheats: Iterable[int]) -> None:
         """Note that the witness op `tip` attests a record of a job; `cheats` are the authors that it bans."""
         key = (job, digest)
-        self.attests.add(key, tip)
+        self.attests.append_new(key, tip)
         self.records.add(job, digest)
         for author in cheats:
             self.accused.add(author, key)
@@ -278,6 +341,6 @@ class Witnesses:
         self.attests.merge(other.attests, lambda key: (rename[key[0]], key[1]), number)
         self.records.merge(other.records, number)
         self.accused.merge(other.accused, rename_author.__getitem__, lambda key: (rename[key[0]], key[1]))
-        self.known_equivocations.merge(
-            other.known_equivocations, rename_author.__getitem__, lambda pair: (pair[0], rename[pair[1]])
-        )
+        self.known_equivocations.merge(other.known_equivocations, lambda key: (rename_author[key[0]], key[1]), number)
+        self.equivocated_seqs.merge(other.equivocated_seqs, rename_author.__getitem__)
+        self._marks_by_lane.clear()

@@ -37,6 +37,13 @@ class FirstSeen:
         elif present != event and event not in self._more.get(item, ()):
             self._more.setdefault(item, []).append(event)
 
+    def append_new(self, item: int, event: int) -> None:
+        """Add a mark that is known to be new, without looking for it."""
+        if self.first(item) == NONE:
+            self.add(item, event)
+        else:
+            self._more.setdefault(item, []).append(event)
+
     def undo(self, item: int, event: int) -> None:
         """Take back the last mark made: for events that turn out never to have happened."""
         if self._first[item] == event:

@@ -15,26 +15,19 @@ Clock: TypeAlias = tuple[int, ...]
 
 
 def join_frontiers(
-    clocks: Iterable[Clock], observer: Callable[[int], int], is_below: Callable[[int, int], bool]
+    clocks: Iterable[Clock], observer: Callable[[int], int], find_maximal: Callable[[Iterable[int]], Iterable[int]]
 ) -> Clock:
     """Return the least frontier above all `clocks`.
 
-    `is_below(a, b)` says whether a is below or equal to b, for elements of one observer.
+    `find_maximal` returns those of one observer's elements that are below no other of them.
     """
     unique = list(dict.fromkeys(clocks))
     if not unique:
         return ()
     if len(unique) == 1:
         return unique[0]
-    tips: dict[int, list[int]] = {}
+    elements: dict[int, set[int]] = {}
     for clock in unique:
         for element in clock:
-            _insert(tips.setdefault(observer(element), []), element, is_below)
-    return tuple(sorted(element for elements in tips.values() for element in elements))
-
-
-def _insert(tips: list[int], element: int, is_below: Callable[[int, int], bool]) -> None:
-    if any(is_below(element, tip) for tip in tips):
-        return
-    tips[:] = [tip for tip in tips if not is_below(tip, element)]
-    tips.append(element)
+            elements.setdefault(observer(element), set()).add(element)
+    return tuple(sorted(element for group in elements.values() for element in find_maximal(group)))

@@ -11,24 +11,33 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
+_LARGE = 16
+"""From so many values on a key has a set of them beside the list."""
 
 
 class GrowOnlyMultiMap(Generic[K, V]):
     """Keys to grow-only sets of values."""
 
-    __slots__ = ("_sets",)
+    __slots__ = ("_large", "_sets")
 
     def __init__(self) -> None:
         self._sets: dict[K, list[V]] = {}
+        self._large: dict[K, set[V]] = {}
+        """The values of keys that have many, for looking them up."""
 
     def add(self, key: K, value: V) -> bool:
         """Add one value under a key; say whether it is new."""
-        values = self._sets.get(key)
-        if values is None:
-            self._sets[key] = [value]
-            return True
-        if value in values:
-            return False
+        values = self._sets.setdefault(key, [])
+        if len(values) < _LARGE:
+            if value in values:
+                return False
+        else:
+            known = self._large.get(key)
+            if known is None or len(known) != len(values):
+                known = self._large[key] = set(values)
+            if value in known:
+                return False
+            known.add(value)
         values.append(value)
         return True
 
@@ -39,6 +48,7 @@ class GrowOnlyMultiMap(Generic[K, V]):
     def undo(self, key: K, value: V) -> None:
         """Take back a value just added: for additions that turn out never to have happened."""
         values = self._sets.get(key, [])
+        self._large.pop(key, None)
         if value in values:
             values.remove(value)
             if not values:

@@ -84,7 +84,13 @@ class Jobs:
 
     def on_chain(self, ops: Sequence[int], tip: int) -> list[int]:
         """Return those of some ops that are on the chain of `tip`; none when it is -1."""
-        return [] if tip < 0 else [op for op in ops if self._dag.chains.is_on_chain(op, tip)]
+        if tip < 0 or not ops:
+            return []
+        chains = self._dag.chains
+        if len(ops) == 1:
+            return [op for op in ops if chains.is_on_chain(op, tip)]
+        reach = chains.compute_reach((tip,))
+        return [op for op in ops if chains.is_in_reach(op, reach)]
 
     def part_on_chain(self, author: int, kind: Kind, job: int, tip: int) -> list[int]:
         """Return an author's ops of a kind for a job on the chain of `tip`."""

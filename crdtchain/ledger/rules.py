@@ -232,9 +232,10 @@ def _check_vote(context: Context, op: Op, past: Past) -> int:
         raise RuleError("own_job", "a poster can't vote on its own job")
     if not context.votes.is_elector(op.author, job):
         raise RuleError("elector", "it is no elector of the job")
-    if any(past.cut.contains(bid) for bid in context.jobs.parts.get((past.author, Kind.BID.value, job))):
+    if past.cut.contains_any(context.jobs.parts.get((past.author, Kind.BID.value, job))):
         raise RuleError("bidder", "it has bid on the job")
-    if context.jobs.on_chain(context.jobs.votes.get(reveal), past.prev):
+    own_votes = _own(context, past, Kind.VOTE, job)
+    if any(context.jobs.vote(vote).reveal == op.body.reveal for vote in own_votes):
         raise RuleError("once", "it has voted on this reveal before")
     return 0
 

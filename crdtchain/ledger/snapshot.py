@@ -55,7 +55,7 @@ _DIGEST_BYTES: Final = 32
 _INTEGERS: Final = array("i", [1, -2]).tobytes() + array("q", [3, -4]).tobytes()
 """Equal only on machines whose arrays have the same sizes and byte order."""
 
-K = TypeVar("K", int, "tuple[int, bytes]")
+K = TypeVar("K", int, Author, tuple[int, int], tuple[int, bytes], tuple[int, str, int])
 V = TypeVar("V", int, bytes, "tuple[int, int]", "tuple[int, bytes]")
 
 
@@ -89,7 +89,7 @@ class _Content(Struct, array_like=True):
     attests: list[tuple[tuple[int, bytes], list[int]]]
     records: list[tuple[int, list[bytes]]]
     accused: list[tuple[int, list[tuple[int, bytes]]]]
-    equivocations: list[tuple[int, list[tuple[int, int]]]]
+    equivocations: list[tuple[tuple[int, int], list[int]]]
     changes: bytes
     """What each value op adds or takes, in the order of the ops; 8 bytes each."""
     balances: bytes
@@ -217,6 +217,8 @@ def _load_witnesses(ledger: Ledger, content: _Content) -> None:
     _load_map(witnesses.records, content.records)
     _load_map(witnesses.accused, content.accused)
     _load_map(witnesses.known_equivocations, content.equivocations)
+    for author, seq in witnesses.known_equivocations:
+        witnesses.equivocated_seqs.append_new(author, seq)
     for record in content.record_bodies:
         ledger.records[compute_digest(record)] = record
 

@@ -81,37 +81,47 @@ class Votes:
         if kind is not Kind.REVEAL and self.is_banned_for(author, job):
             return Standing.OUT
         own = self._timeliness(op, cut)
-        if own is Timeliness.LATE:
+        if own is not Timeliness.ON_TIME:
+            return Standing.OUT if own is Timeliness.LATE else Standing.UNDETERMINED
+        if author not in self._dag.chains.forked:
+            return Standing.COUNTS
+        on_time, still_open = self._split(author, kind, job, cut)
+        if self._has_rival(op, on_time):
             return Standing.OUT
-        rivals = [self._timeliness(rival, cut) for rival in self._rivals(op, kind, job, author, cut)]
-        if own is Timeliness.ON_TIME and Timeliness.ON_TIME in rivals:
-            return Standing.OUT
-        if own is Timeliness.OPEN:
-            return Standing.UNDETERMINED
-        return Standing.UNDETERMINED if Timeliness.OPEN in rivals else Standing.COUNTS
+        return Standing.UNDETERMINED if self._has_rival(op, still_open) else Standing.COUNTS
 
     def is_void(self, op: int, cut: Cut) -> bool:
         """Whether a bid, reveal or vote is void, as of a cut that contains it: banned, or in conflict with another."""
         kind, job, author = self._dag.kind(op), self._jobs.job_of.get(op), self._dag.authors[op]
         if kind is not Kind.REVEAL and self.is_banned_for(author, job):
             return True
-        return self._timeliness(op, cut) is Timeliness.ON_TIME and any(
-            self._timeliness(rival, cut) is Timeliness.ON_TIME for rival in self._rivals(op, kind, job, author, cut)
-        )
+        if author not in self._dag.chains.forked or self._timeliness(op, cut) is not Timeliness.ON_TIME:
+            return False
+        return self._has_rival(op, self._split(author, kind, job, cut)[0])
 
     def _timeliness(self, op: int, cut: Cut) -> Timeliness:
         return self._deadlines.timeliness(op, self._jobs.deadline(op), cut)
 
-    def _rivals(self, op: int, kind: Kind, job: int, author: int, cut: Cut) -> list[int]:
-        """Return the author's ops of the same kind and job in the cut that are on neither side's chain."""
-        chains = self._dag.chains
-        if not chains.is_forked(author):
-            return []
-        return [
-            other
-            for other in self._jobs.parts.get((author, kind.value, job))
-            if not chains.is_on_chain(other, op) and not chains.is_on_chain(op, other) and cut.contains(other)
-        ]
+    def _split(self, author: int, kind: Kind, job: int, cut: Cut) -> tuple[list[int], list[int]]:
+        """Return an author's ops of a kind for a job that are ON_TIME, and those that are OPEN, as of a cut."""
+        key = (author, kind.value, job)
+        if key not in cut.answers:
+            on_time: list[int] = []
+            still_open: list[int] = []
+            for op in self._jobs.parts.get(key):
+                if cut.contains(op):
+                    timeliness = self._timeliness(op, cut)
+                    if timeliness is Timeliness.ON_TIME:
+                        on_time.append(op)
+                    elif timeliness is Timeliness.OPEN:
+                        still_open.append(op)
+            cut.answers[key] = (on_time, still_open)
+        return cut.answers[key]
+
+    def _has_rival(self, op: int, others: list[int]) -> bool:
+        """Whether one of the others is on neither side's chain."""
+        is_on_chain = self._dag.chains.is_on_chain
+        return any(not is_on_chain(other, op) and not is_on_chain(op, other) for other in others)
 
     def counting(self, reveal: int, cut: Cut) -> list[int] | None:
         """Return the votes on a reveal that count, or None while one is undetermined."""

@@ -161,11 +161,12 @@ def test_every_kind_with_a_body_has_a_place_in_snapshots() -> None:
 def test_every_table_of_the_state_has_a_place_in_snapshots(world: World) -> None:
     """A table added to the core fails here until it is dumped, or rebuilt, and named below."""
     ledger = world.ledger
-    caches = {"_electors", "_banned", "_cache"}
+    caches = {"_electors", "_banned", "_cache", "_marks_by_lane"}
     parts = {"params", "dag", "witnesses", "deadlines", "accounts", "jobs", "votes", "settlement"}
     tables = {
         ledger: {"genesis", "records"} | parts,
-        ledger.witnesses: {"marks", "acknowledgements", "attests", "records", "accused", "known_equivocations"},
+        ledger.witnesses: {"marks", "acknowledgements", "attests", "records", "accused", "known_equivocations"}
+        | {"equivocated_seqs"},
         ledger.accounts: {"changes", "balances", "_grants"},
         ledger.votes: set(),
         ledger.deadlines: set(),
