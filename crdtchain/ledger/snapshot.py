@@ -55,7 +55,7 @@ _DIGEST_BYTES: Final = 32
 _INTEGERS: Final = array("i", [1, -2]).tobytes() + array("q", [3, -4]).tobytes()
 """Equal only on machines whose arrays have the same sizes and byte order."""
 
-K = TypeVar("K", int, Author, tuple[int, int], tuple[int, bytes], tuple[int, str, int])
+K = TypeVar("K", int, "tuple[int, int]", "tuple[int, bytes]")
 V = TypeVar("V", int, bytes, "tuple[int, int]", "tuple[int, bytes]")
 
 
