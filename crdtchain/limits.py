@@ -1,7 +1,7 @@
 """Every bound in one place: those of the protocol (the same everywhere) and those of admission (local defaults).
 
-A protocol bound has vectors at the bound and one beyond it. An admission limit only delays, holds or disconnects; it never
-makes an op invalid.
+A protocol bound has vectors at the bound and one beyond it. An admission limit only delays, holds or disconnects; it
+never makes an op invalid.
 """
 
 from __future__ import annotations
