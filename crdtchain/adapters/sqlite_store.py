@@ -117,7 +117,7 @@ class SqliteStore:
                 self._lock.release()
 
     def _connect(self) -> sqlite3.Connection:
-        # Created by us, so that it is never readable by others, not even for a moment; SQLite copies the mode to its log.
+        # Created here, so that others can't read it even for a moment; SQLite gives its log the same mode.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:

@@ -1,7 +1,8 @@
 """A process that appends ops to a store and says what was acknowledged: the victim of the tests of crashes.
 
-Arguments: data folder, file of blocks (each behind its length, 4 bytes), ops a batch, `durable` or `lazy`. It goes on
-behind what the store holds, and prints the number of ops stored after each append.
+Arguments: data folder, file of blocks (each behind its length, 4 bytes), ops a batch, and how: `durable`, `lazy`, or
+`twice`, first lazily and then durably. It goes on behind what the store holds, and prints the number of ops stored
+after each append.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def write_blocks(path: Path, ops: list[SignedOp]) -> None:
     path.write_bytes(b"".join(len(signed.block).to_bytes(4, "big") + signed.block for signed in ops))
 
 
-async def main(folder: Path, blocks: list[bytes], size: int, durable: bool) -> None:
+async def main(folder: Path, blocks: list[bytes], size: int, mode: str) -> None:
     """Append until all is stored or an error comes, which is printed by its name."""
     store = SqliteStore(folder)
     await store.open()
@@ -39,7 +40,9 @@ async def main(folder: Path, blocks: list[bytes], size: int, durable: bool) -> N
         start = await store.count()
         for first in range(start, len(blocks), size):
             batch = [decode_op(block) for block in blocks[first : first + size]]
-            await store.append(batch, durable=durable)
+            if mode == "twice":
+                await store.append(batch, durable=False)
+            await store.append(batch, durable=mode != "lazy")
             print(first + len(batch), flush=True)
     except StoreError as error:
         count = await store.count()
@@ -50,4 +53,4 @@ async def main(folder: Path, blocks: list[bytes], size: int, durable: bool) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), read_blocks(Path(sys.argv[2])), int(sys.argv[3]), sys.argv[4] == "durable"))
+    asyncio.run(main(Path(sys.argv[1]), read_blocks(Path(sys.argv[2])), int(sys.argv[3]), sys.argv[4]))
