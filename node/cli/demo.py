@@ -76,7 +76,7 @@ async def choose_runtime(wanted: str) -> str:
 
 async def _find_hint(name: str) -> str:
     """Return what is missing for a sandbox to run here; empty when nothing is."""
-    from node.demo.member import make_sandbox
+    from node.demo.sandboxes import make_sandbox
 
     try:
         sandbox = make_sandbox(name, Path(tempfile.gettempdir()))

@@ -25,6 +25,7 @@ from crdtchain.errors import CrdtchainError
 from node.datadir import create_data, found_network, join_network, load_key
 from node.demo import plan as rules
 from node.demo.plan import Member, Plan
+from node.demo.sandboxes import make_sandbox
 
 START_S: Final = 60
 STOP_S: Final = 10
@@ -156,6 +157,7 @@ class Company:
     def __init__(self, plan: Plan, folder: Path, listen: Listen) -> None:
         self.actors = {member.name: Actor(member, folder / member.name, listen) for member in plan.members}
         self._plan = plan
+        self._folder = folder
 
     async def __aenter__(self) -> Company:
         return self
@@ -208,13 +210,22 @@ class Company:
         """End all processes."""
         for actor in self.actors.values():
             actor.ask_to_stop()
-        stopping = asyncio.gather(*(actor.wait_stopped() for actor in self.actors.values()))
+        stopping = asyncio.ensure_future(self._wait_stopped())
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
             # Interrupted again: nothing may be left behind all the same.
             await stopping
             raise
+
+    async def _wait_stopped(self) -> None:
+        orderly = await asyncio.gather(*(actor.wait_stopped() for actor in self.actors.values()))
+        if not all(orderly):
+            # Who was ended by force has not removed what it ran in.
+            sandbox = make_sandbox(self._plan.runtime, self._folder)
+            with contextlib.suppress(CrdtchainError):
+                await sandbox.sweep()
+            await sandbox.close()
 
 
 def _find_port() -> int:

@@ -24,9 +24,9 @@ from node.datadir import load_token
 from node.demo.board import END_PHASES, Board
 from node.demo.company import Actor, Company, DemoError
 from node.demo.judge import Verdict, judge
-from node.demo.member import make_sandbox
 from node.demo.plan import DELTA_MS, Member, Plan, write_job_file
 from node.demo.relay import Relay
+from node.demo.sandboxes import make_sandbox
 from node.jobfile import JobDraft, NetworkRules, read_job_file
 from node.tables import format_micros
 from node.worker.materials import use_draft

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from crdtchain.codec import format_cid
-from crdtchain.errors import CrdtchainError, SandboxError, UsageError
+from crdtchain.errors import CrdtchainError, UsageError
 from node.config import load_settings
+from node.demo.sandboxes import make_sandbox
 from node.demo.tactics import TACTICS, Growing, make_draw
 from node.logs import set_up_logs
 from node.node import Node
@@ -29,7 +30,6 @@ from node.serve import serve
 from node.worker.loop import Worker, WorkerEvent
 from node.worker.policy import Policy
 from node.worker.runtime_market import BlobFiles, RuntimeMarket
-from node.worker.sandbox.base import Sandbox
 
 
 def tell(kind: str, **values: Any) -> None:
@@ -43,23 +43,6 @@ def tell_event(event: WorkerEvent) -> None:
     """Tell what a worker does."""
     data = {name: format_cid(value) if isinstance(value, bytes) else value for name, value in event.data.items()}
     tell("worker", event=event.kind, text=event.text, data=data)
-
-
-def make_sandbox(runtime: str, folder: Path) -> Sandbox:
-    """Make the one sandbox of the demonstration.
-
-    Raises:
-        SandboxError: a package is missing.
-    """
-    if runtime == "wasm":
-        from node.worker.sandbox.wasm import WasmSandbox
-
-        return WasmSandbox(folder / "wasm-cache")
-    try:
-        from node.worker.sandbox.docker import DockerSandbox
-    except ImportError:
-        raise SandboxError("the Python package `docker` is not installed: install it, or use --runtime wasm") from None
-    return DockerSandbox()
 
 
 async def work(node: Node, options: argparse.Namespace) -> None:

@@ -19,7 +19,9 @@ Role = Literal["poster", "worker", "verifier"]
 Tactic = Literal["honest", "boast", "withhold"]
 Cut = Literal["", "returns", "returns late"]
 
-EXAMPLES: Final = Path(__file__).parents[2] / "examples"
+_PLACES: Final = (Path(__file__).parents[2] / "examples", Path(__file__).parents[1] / "examples")
+"""Of the example jobs: in a checkout, and in an installed package."""
+EXAMPLES: Final = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 SCENARIOS: Final = ("honest", "cheat", "offline")
 
 DELTA_MS: Final = 1_000
