@@ -27,11 +27,13 @@ from crdtchain import limits
 from crdtchain.errors import PeerError, UsageError
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author, OpId
+from crdtchain.sync.messages import IDS_MAX
 from crdtchain.sync.session import Session
 from node.link import Link, LinkOwner, Socket
 
 SILENCE_S: Final = 10.0
 ASKS_MAX: Final = 3
+ASKED_MAX: Final = 4_096
 BACKOFF_S: Final = (0.25, 30.0)
 PROBE_S: Final = 10.0
 
@@ -64,7 +66,8 @@ class Peers:
         self._owner = owner
         self._make_session = make_session
         self._is_known = is_known
-        self._wanted: list[tuple[Link, tuple[OpId, ...]]] = []
+        self._wanted: dict[Link, dict[OpId, None]] = {}
+        """What each link's peer is to be asked for, in the order in which links came to want something."""
         self._asking: Link | None = None
         self._asked_s = 0.0
         self._count = 0
@@ -95,7 +98,7 @@ class Peers:
             return await link.run()
         finally:
             del self.links[link.name]
-            self._wanted = [(other, ids) for other, ids in self._wanted if other is not link]
+            self._wanted.pop(link, None)
             if self._asking is link:
                 self._asking = None
             self.fetch_next()
@@ -124,7 +127,7 @@ class Peers:
         probe_s = time.monotonic() + PROBE_S
         while True:
             await asyncio.sleep(1)
-            if self._asking is not None and time.monotonic() - self._asked_s > SILENCE_S and self._wanted:
+            if self._asking is not None and time.monotonic() - self._asked_s > SILENCE_S:
                 self._asking = None
             self.fetch_next()
             if time.monotonic() >= probe_s:
@@ -134,7 +137,8 @@ class Peers:
 
     def want(self, link: Link, ids: Sequence[OpId]) -> None:
         """Ask a peer for ops, as soon as nobody else is being asked."""
-        self._wanted.append((link, tuple(ids)))
+        wanted = self._wanted.setdefault(link, {})
+        wanted.update(dict.fromkeys(ids[: IDS_MAX - len(wanted)]))
         self.fetch_next()
 
     def want_from(self, name: str, ids: Sequence[OpId]) -> None:
@@ -151,21 +155,31 @@ class Peers:
         if is_last:
             for other in self.ready():
                 if missing := other.session.missing():
-                    self._wanted.append((other, missing))
+                    self.want(other, missing)
             self.fetch_next()
 
     def fetch_next(self) -> None:
         """Ask the next peer for what is still wanted of it."""
         while self._asking is None and self._wanted and not self._is_closing:
-            link, ids = self._wanted.pop(0)
+            link = next(iter(self._wanted))
+            ids = self._wanted.pop(link)
             if link.session.is_fetching:
                 continue
             still = [op for op in ids if not self._is_known(op) and link.asked.get(op, 0) < ASKS_MAX]
+            if len(link.asked) > ASKED_MAX:
+                self._forget_asked(link)
             if still:
                 self._asking, self._asked_s = link, time.monotonic()
                 link.fetch(still)
         for link in self.ready():
             link.is_synced = not link.session.is_fetching and not link.session.missing()
+
+    def _forget_asked(self, link: Link) -> None:
+        """Forget what came after it was asked for; a peer that names much and has nothing is dropped."""
+        for op in [op for op in link.asked if self._is_known(op)]:
+            del link.asked[op]
+        if len(link.asked) > ASKED_MAX:
+            link.drop("the peer named many ops that it does not have")
 
     def push(self, ops: Sequence[SignedOp], source: str) -> None:
         """Send stored ops to every node but their source, over one connection each."""

@@ -33,7 +33,6 @@ from crdtchain.errors import PeerError
 from crdtchain.scalars import OpId
 from crdtchain.sync.delta import compute_delta
 from crdtchain.sync.messages import (
-    IDS_MAX,
     PROTOCOL_VERSION,
     Get,
     Heads,
@@ -118,6 +117,8 @@ class Session:
         self._expected = 0
         """Pages that may still come before another `more`."""
         self._plan: _Plan | None = None
+        self._answered = 0
+        """The last request of the peer."""
         self._is_behind = False
         self._told: tuple[OpId, ...] = ()
 
@@ -194,8 +195,12 @@ class Session:
     # -- answering --
 
     def _receive_get(self, get: Get) -> list[Output]:
-        if self._plan is not None and get.request <= self._plan.request:
+        # A walk may be long: the next one is for who has taken what the last one found.
+        if self._plan is not None:
+            raise PeerError("the peer asked again before its last answer had ended")
+        if get.request <= self._answered:
             raise PeerError("the peer's requests do not ascend")
+        self._answered = get.request
         dag = self._dag
         want = [number for number in map(dag.find, split_ids(get.want)) if number is not None]
         have = [number for number in map(dag.find, split_ids(get.have)) if number is not None]
@@ -332,8 +337,3 @@ def _split_page(blocks: list[bytes]) -> tuple[list[bytes], list[bytes]]:
             break
         count += 1
     return blocks[:count], blocks[count:]
-
-
-__all__ = [
-    "IDS_MAX", "PAGES_IN_FLIGHT", "Found", "Output", "Read", "Ready", "SendFrame", "Session", "Take",
-]  # fmt: skip

@@ -237,8 +237,15 @@ def test_acknowledgements_of_pages_that_were_not_sent_are_refused() -> None:
     assert isinstance(read, Read) and len(read.ids) == limits.BATCH_OPS_MAX
     with pytest.raises(PeerError, match="was not sent"):
         session.receive(encode_frame(More(1)))
+    with pytest.raises(PeerError, match="before its last answer had ended"):
+        session.receive(encode_frame(Get(2, want, b"")))
+
+
+def test_requests_ascend() -> None:
+    session, network = make_met()
+    session.receive(encode_frame(Get(4, network, network)))
     with pytest.raises(PeerError, match="do not ascend"):
-        session.receive(encode_frame(Get(1, want, b"")))
+        session.receive(encode_frame(Get(4, network, network)))
 
 
 def test_one_request_at_a_time() -> None:
