@@ -36,6 +36,8 @@ from node.worker.verifying import Verifying
 POLL_S: Final = 1.0
 """The market is looked at so often even when nothing stirs: clocks go on."""
 RETRY_S: Final = 1.0
+AGAIN_S: Final = 5.0
+"""After a fault in a job it is gone on with, once so much time has passed."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -136,17 +138,25 @@ class Worker:
             return view.terms.task.runtime in self._sandboxes
         if any(reveal.voted for reveal in view.reveals):
             return False
-        budget = Budget(balance, len(self.working_on), tuple(self._sandboxes))
         now_ms, me = self._market.now_ms(), self._market.me
+        # A job whose outcome stays open for long keeps no machine busy.
+        busy = [job for job in self.working_on if now_ms <= self._views[job].terms.reveal_until]
+        budget = Budget(balance, len(busy), tuple(self._sandboxes))
         return not find_refusals(self._policy, view.terms, view.poster, budget, now_ms, me)
 
     async def _work(self, job: OpId) -> None:
-        """Bring one job from the stake to its outcome."""
-        try:
-            await self._compete(job)
-        except (CrdtchainError, OSError) as error:
-            self._tell(job, "failed", f"Work on this job has ended: {error}.", {})
-            log.info("job %s", job.hex(), exc_info=True)
+        """Bring one job from the stake to its outcome; what was staked is not given up for one fault."""
+        while True:
+            try:
+                await self._compete(job)
+                return
+            except (CrdtchainError, OSError) as error:
+                self._tell(job, "failed", f"Work on this job is interrupted: {error}.", {})
+                log.info("job %s", job.hex(), exc_info=True)
+            await asyncio.sleep(AGAIN_S)
+            view = self._views[job]
+            if view.decided or not (view.staked or view.bids_of(self._market.me)):
+                return
 
     async def _compete(self, job: OpId) -> None:
         view = self._views[job]

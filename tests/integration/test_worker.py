@@ -239,3 +239,26 @@ async def test_the_poster_and_bidders_never_vote(tmp_path: Path) -> None:
             await until(lambda: bob.balance() == 1_100, 45)
         assert "vote" not in alice.kinds() + bob.kinds()
         assert "taken" not in alice.kinds()
+
+
+@pytest.mark.asyncio
+async def test_a_fault_on_the_way_does_not_give_a_stake_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.worker.loop.AGAIN_S", 0.2)
+    async with open_market("alice poster bob") as (peers, blobs):
+        bob, faults = peers["bob"], [OSError(5, "Input/output error")]
+
+        class FlakyBlobs(SharedBlobs):
+            async def put(self, data: bytes) -> BlobId:
+                if faults:
+                    raise faults.pop()
+                return await blobs.put(data)
+
+            async def get(self, blob: BlobId) -> bytes | None:
+                return await blobs.get(blob)
+
+        bob.market = RuntimeMarket(bob.runtime, FlakyBlobs(), bob.key.author)
+        async with work(bob, tmp_path / "b"):
+            await post(peers["poster"], blobs, tmp_path, bid_for="8s")
+            await until(lambda: bob.balance() == 1_100, 45)
+        assert not faults
+        assert bob.kinds().count("staked") == 1 and bob.kinds().count("failed") == 1
