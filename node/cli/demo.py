@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -132,18 +133,29 @@ def keep_model(file: Path, wish: Wish, runtime: str) -> Path:
     return target
 
 
+def find_program() -> str:
+    """Return what to type to run this program."""
+    if shutil.which("crdtchain"):
+        return "crdtchain"
+    return sys.argv[0] if Path(sys.argv[0]).name == "crdtchain" else "python -m node.cli.main"
+
+
 def suggest_next(wish: Wish, folder: Path) -> str:
     """Return the line to type next."""
     if wish.keep is not None:
-        return f"crdtchain audit {folder / 'alice'}"
+        return f"{find_program()} audit {folder / 'alice'}"
     match wish.scenario, wish.on_cheat:
         case "honest", _:
-            return "make demo SCENARIO=cheat"
+            scenario, options = "cheat", ""
         case "cheat", "refund":
-            return 'make demo SCENARIO=cheat ARGS="--on-cheat next"'
+            scenario, options = "cheat", "--on-cheat next"
         case "cheat", _:
-            return "make demo SCENARIO=offline"
-    return 'make demo ARGS="--keep demo-run --hold"'
+            scenario, options = "offline", ""
+        case _:
+            scenario, options = "honest", "--keep demo-run --hold"
+    if os.environ.get("MAKELEVEL"):
+        return f"make demo SCENARIO={scenario}" + (f' ARGS="{options}"' if options else "")
+    return f"{find_program()} demo --scenario {scenario} {options}".rstrip()
 
 
 def to_json(result: Any, wish: Wish, runtime: str, model: Path | None) -> dict[str, Any]:
