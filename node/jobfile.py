@@ -118,14 +118,13 @@ def read_job_file(path: Path, rules: NetworkRules, now_ms: int, local_image: str
     def link(named: Mapping[str, Path]) -> tuple[tuple[str, Link], ...]:
         return tuple((name, Link(blobs[named[name]])) for name in sorted(named, key=str.encode))
 
-    resources = _read_resources(task)
-    bid_until, reveal_until, verdict_until = _read_deadlines(table, rules, now_ms, resources.seconds)
-    runtime = task.choice("runtime", ("docker", "wasm"))
+    program = _read_task(task, link(code), local_image)
+    bid_until, reveal_until, verdict_until = _read_deadlines(table, rules, now_ms, program.resources.seconds)
     terms = Job(
         title=_read_title(table),
         tags=tuple(sorted(set(table.texts("tags", limits.TAGS_MAX, default=())), key=str.encode)),
         metric=cast(Any, table.choice("metric", _METRICS)),
-        tolerance=table.micros("tolerance", _default_tolerance(runtime, schema)),
+        tolerance=table.micros("tolerance", _default_tolerance(program.runtime, schema)),
         max_loss=table.micros("max_loss", 0) if "max_loss" in table else None,
         bounty=table.integer("bounty", rules.bounty_min, unit="credits"),
         stake=_read_stake(table),
@@ -135,15 +134,7 @@ def read_job_file(path: Path, rules: NetworkRules, now_ms: int, local_image: str
         reveal_until=reveal_until,
         verdict_until=verdict_until,
         editors=_read_editors(table),
-        task=Task(
-            runtime=cast(Any, runtime),
-            image=_read_image(task, runtime, set(code), local_image),
-            code=link(code),
-            train=_read_command(task, "train", runtime),
-            predict=_read_command(task, "predict", runtime),
-            params=_read_params(task),
-            resources=resources,
-        ),
+        task=program,
         data=Data(train=link(train), features=link(features), labels=Link(blobs[labels])),
         model=ModelSpec(
             format=cast(Any, schema.format),
@@ -267,6 +258,19 @@ def _read_resources(task: Table) -> Resources:
         disk_mib=table.integer("disk_mib", 1, 2**24, default=64, unit="MiB"),
         seconds=table.integer("seconds", 1, 2_592_000, default=300, unit="seconds"),
         gpus=table.integer("gpus", 0, 64, default=0, unit="GPUs"),
+    )
+
+
+def _read_task(task: Table, code: tuple[tuple[str, Link], ...], local_image: str | None) -> Task:
+    runtime = task.choice("runtime", ("docker", "wasm"))
+    return Task(
+        runtime=cast(Any, runtime),
+        image=_read_image(task, runtime, {name for name, _ in code}, local_image),
+        code=code,
+        train=_read_command(task, "train", runtime),
+        predict=_read_command(task, "predict", runtime),
+        params=_read_params(task),
+        resources=_read_resources(task),
     )
 
 

@@ -119,6 +119,18 @@ def add_to(app: typer.Typer) -> None:
         """Announce a model's loss, and commit to the model without showing it."""
         shell.run(_bid(shell, job, model, loss))
 
+    _add_reveal_and_vote(app)
+
+    @command(app, "claim", "claim bafyrei3x")
+    def claim(
+        shell: Shell,
+        of: Annotated[str, typer.Argument(metavar="JOB|TRANSFER", help="Its id, or the beginning of it.")],
+    ) -> None:
+        """Take what a job's outcome or a transfer gives; a running node does it by itself."""
+        shell.run(_claim(shell, of))
+
+
+def _add_reveal_and_vote(app: typer.Typer) -> None:
     @command(app, "reveal", "reveal bafyrei7q")
     def reveal(
         shell: Shell, bid: Annotated[str, typer.Argument(metavar="BID", help="The bid's id, or its beginning.")]
@@ -150,11 +162,3 @@ def add_to(app: typer.Typer) -> None:
 
         found = shell.run(work())
         shell.show(found, str(found["id"]))
-
-    @command(app, "claim", "claim bafyrei3x")
-    def claim(
-        shell: Shell,
-        of: Annotated[str, typer.Argument(metavar="JOB|TRANSFER", help="Its id, or the beginning of it.")],
-    ) -> None:
-        """Take what a job's outcome or a transfer gives; a running node does it by itself."""
-        shell.run(_claim(shell, of))
