@@ -23,7 +23,7 @@ stake = 5
 pool = 10
 bid_for = "BID_FOR"
 reveal_for = "4s"
-verdict_for = "10s"
+verdict_for = "16s"
 max_loss = "2.5"
 [task]
 runtime = "wasm"
@@ -155,7 +155,7 @@ def test_a_job_goes_by_hand_from_posting_to_payment(
 ) -> None:
     alice, bob, url = pair
     model = tmp_path / "model.raw"
-    tried = bob.ask("job", "try", write_job(tmp_path, "14s"), "--seed", 3, "-o", model)
+    tried = bob.ask("job", "try", write_job(tmp_path, "22s"), "--seed", 3, "-o", model)
     job = alice.ask("job", "post", tmp_path / "job.toml")["id"]
     short = job[:20]
     until(lambda: any(row["id"] == job and row["certified"] for row in bob.ask("job", "list")), 10)
@@ -172,7 +172,7 @@ def test_a_job_goes_by_hand_from_posting_to_payment(
     assert "leading" in bob.call("job", "show", short)
     alice.call("job", "model", short, "-o", tmp_path / "none", code=1)
 
-    reveals = until(lambda: alice.ask("job", "show", job)["leaderboard"][0]["reveals"], 30)
+    reveals = until(lambda: alice.ask("job", "show", job)["leaderboard"][0]["reveals"], 45)
     bob.call("reveal", bid["id"], code=4)
     bob.call("vote", reveals[0]["id"][:22], "valid", code=4)
     vote = alice.ask("vote", reveals[0]["id"][:22], "valid", "--loss", "0.5")
@@ -260,7 +260,7 @@ def test_a_node_with_a_worker_serves_and_a_worker_beside_a_node_is_interrupted(
     with (tmp_path / "work.log").open("w") as log:
         worker = bob.start("work", tmp_path / "train.toml", stdout=subprocess.DEVNULL, stderr=log)
         try:
-            job = dave.ask("job", "post", write_job(tmp_path, "9s"))["id"]
+            job = dave.ask("job", "post", write_job(tmp_path, "14s"))["id"]
             last = dave.ask("job", "watch", job)
         finally:
             worker.send_signal(signal.SIGINT)
