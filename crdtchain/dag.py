@@ -29,6 +29,7 @@ from crdtchain.scalars import Author, OpId
 NONE = -1
 KINDS = tuple(Kind)
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+_VALUE_NUMBERS = frozenset(_KIND_NUMBERS[kind] for kind in VALUE_KINDS)
 _COLUMNS = ("authors", "kinds", "times", "depths", "prevs", "last_values", "_parents", "_parents_end")
 
 
@@ -126,10 +127,17 @@ class Dag:
                     tips[witness] = tip
         return tuple(sorted(tips.values()))
 
-    def place(self, op: Op) -> int:
-        """Append an op, all of whose links are here and which is not; it must be settled or undone before the next."""
-        prev = NONE if op.prev is None else self._numbers[op.prev]
-        parents = [self._numbers[parent] for parent in op.parents]
+    def resolve(self, op: Op) -> tuple[int, list[int]]:
+        """Return the numbers of an op's prev (-1: none) and parents.
+
+        Raises:
+            KeyError: one is not here.
+        """
+        numbers = self._numbers
+        return NONE if op.prev is None else numbers[op.prev], [numbers[parent] for parent in op.parents]
+
+    def place(self, op: Op, prev: int, parents: Sequence[int]) -> int:
+        """Append an op with resolved links, which is not here yet; it must be settled or undone before the next."""
         return self._append(op.id, op.author, _KIND_NUMBERS[op.kind], op.seq, op.time, prev, parents)
 
     def settle(self, number: int) -> None:
@@ -152,14 +160,16 @@ class Dag:
         self.times.append(time)
         self.prevs.append(prev)
         inherited = NONE if prev == NONE else self.last_values[prev]
-        self.last_values.append(number if KINDS[kind] in VALUE_KINDS else inherited)
+        self.last_values.append(number if kind in _VALUE_NUMBERS else inherited)
         self._parents.extend(parents)
         self._parents_end.append(len(self._parents))
-        self.depths.append(1 + max((self.depths[link] for link in links), default=-1))
-        clock = self.join_clocks([self.clocks[link] for link in links])
+        depths = self.depths
+        depths.append(1 + max([depths[link] for link in links], default=-1))
+        clocks = [self.clocks[link] for link in links]
         if author_number < self.witness_count:
-            clock = self.join_clocks([clock, (number,)])
-        self.clocks.append(clock)
+            # The op is above all of its own that its links have.
+            clocks.append((number,))
+        self.clocks.append(self.join_clocks(clocks))
         return number
 
     def undo(self) -> None:

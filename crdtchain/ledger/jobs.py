@@ -107,7 +107,9 @@ class Jobs:
     def add(self, number: int, op: Op) -> None:
         """Index a just added op."""
         body = op.body
-        if not isinstance(body, (Beat, Attest)):
+        if isinstance(body, Beat):
+            return
+        if not isinstance(body, Attest):
             self.bodies[number] = body
         match body:
             case Job():

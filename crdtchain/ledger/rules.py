@@ -8,7 +8,7 @@ Source: protocol sections 2, 3 and 7, "causal rules"; docs/protocol/readings.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Final, Protocol
 
@@ -73,8 +73,8 @@ SPEAKING_KINDS: Final = frozenset({Kind.STAKE, Kind.BID, Kind.REVEAL, Kind.CLAIM
 """Kinds whose rules ask what witnesses say as of the op: when a witness is its author, the op says it too."""
 
 
-def validate_header(context: Context, op: Op) -> None:
-    """Check seq, prev, parents and time of an op against what it links to, which is here.
+def validate_header(context: Context, op: Op, prev: int, parents: Sequence[int]) -> None:
+    """Check seq, prev, parents and time of an op against what it links to, here as numbers.
 
     Raises:
         RuleError: the rule that it breaks.
@@ -84,13 +84,13 @@ def validate_header(context: Context, op: Op) -> None:
     dag, author = context.dag, context.dag.find_author(op.author)
     is_witness = author is not None and author < dag.witness_count
     parents_max = limits.WITNESS_PARENTS_MAX if is_witness else limits.PARENTS_MAX
-    if len(op.parents) > parents_max:
-        raise RuleError("links", f"{len(op.parents)} parents; at most {parents_max} are allowed")
-    for parent in map(dag.find, op.parents):
-        if parent is not None and dag.authors[parent] == author:
+    if len(parents) > parents_max:
+        raise RuleError("links", f"{len(parents)} parents; at most {parents_max} are allowed")
+    authors = dag.authors
+    for parent in parents:
+        if authors[parent] == author:
             raise RuleError("links", "parents must be ops of other authors")
-    prev = None if op.prev is None else dag.find(op.prev)
-    if prev is None:
+    if prev == NONE:
         _check_first(context, op)
         return
     if dag.authors[prev] != author:

@@ -20,7 +20,7 @@ from hashlib import sha256
 
 from crdtchain import codec
 from crdtchain.codec import Link
-from crdtchain.dag import Dag
+from crdtchain.dag import NONE, Dag
 from crdtchain.deadlines import Deadlines
 from crdtchain.errors import RuleError
 from crdtchain.ledger.accounts import Accounts
@@ -49,7 +49,7 @@ class Ledger:
         self.settlement = Settlement(self.dag, self.witnesses, self.deadlines, self.jobs, self.votes)
         self.records: dict[bytes, Record] = {}
         """Attested records by digest."""
-        self._apply(self.dag.place(genesis), genesis, 0, cover=True)
+        self._apply(self.dag.place(genesis, NONE, ()), genesis, 0, cover=True)
 
     def __len__(self) -> int:
         return len(self.dag)
@@ -72,26 +72,24 @@ class Ledger:
         """
         if op.id in self:
             return False
-        self._require_links(op)
         self._place(op, keep=True)
         return True
 
     def judge(self, op: Op) -> None:
         """Raise what `add` would raise, without adding."""
         if op.id not in self:
-            self._require_links(op)
             self._place(op, keep=False)
-
-    def _require_links(self, op: Op) -> None:
-        if self.dag.missing(op):
-            raise LookupError("an op is judged only when all that it links to is here")
 
     def _place(self, op: Op, keep: bool) -> None:
         """Judge an op as of itself: what a witness says by the op counts, so it is placed first, and taken back if
         need be.
         """
-        validate_header(self, op)
-        number = self.dag.place(op)
+        try:
+            prev, parents = self.dag.resolve(op)
+        except KeyError:
+            raise LookupError("an op is judged only when all that it links to is here") from None
+        validate_header(self, op, prev, parents)
+        number = self.dag.place(op, prev, parents)
         covered = self.witnesses.cover(number) if op.kind in SPEAKING_KINDS and self.dag.is_witness_op(number) else None
         try:
             change = validate_causal(self, op, number)

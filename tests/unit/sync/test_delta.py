@@ -26,7 +26,8 @@ def dags(draw: st.DrawFn) -> Dag:
         links = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
         author = Author(bytes([1]) + number.to_bytes(31, "big"))
         parents = tuple(make_id(link) for link in sorted(links))
-        dag.settle(dag.place(Op(make_id(number), author, 0, None, parents, 0, Kind.BEAT, Beat(), 1)))
+        op = Op(make_id(number), author, 0, None, parents, 0, Kind.BEAT, Beat(), 1)
+        dag.settle(dag.place(op, *dag.resolve(op)))
     return dag
 
 
