@@ -36,7 +36,7 @@ venv: $(DEV_STAMP) ## make .venv with everything for development
 	@echo "Ready: . $(BIN)/activate"
 
 .PHONY: demo
-demo: $(RUN_STAMP) ## the main job end to end on this machine: SCENARIO=honest|cheat|offline|federated, ARGS="…"
+demo: $(RUN_STAMP) ## the main job end to end on this machine: SCENARIO=honest|cheat|offline, ARGS="…"
 	@$(BIN)/crdtchain demo --scenario $(SCENARIO) $(ARGS)
 
 .PHONY: doctor
