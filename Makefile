@@ -71,7 +71,7 @@ bench: $(DEV_STAMP) ## measure, each figure beside its limit; writes bench/RESUL
 
 .PHONY: soak
 soak: $(DEV_STAMP) ## properties and simulations with far more examples (hours: ARGS="-k deadlines")
-	@HYPOTHESIS_PROFILE=soak $(PYTEST) tests/property tests/simulation -n $(WORKERS) --timeout 0 $(ARGS)
+	@HYPOTHESIS_PROFILE=soak CRDTCHAIN_SEEDS=200 CRDTCHAIN_HISTORIES=2000 $(PYTEST) tests/property tests/simulation -n $(WORKERS) --timeout 0 $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(DEV_STAMP) ## throw bytes at the parsers: ARGS="--seconds 600"
