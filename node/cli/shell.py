@@ -26,6 +26,7 @@ from rich.console import Console
 
 from crdtchain.errors import CrdtchainError, InvalidOpError, PeerError, SandboxError, UsageError
 from node.config import default_data_dir
+from node.plain import PlainConsole, clean, clean_json
 
 OK: Final = 0
 NO: Final = 1
@@ -62,12 +63,12 @@ class Shell:
     @property
     def err(self) -> Console:
         """Where notes, progress and errors go."""
-        return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        return PlainConsole(stderr=True)
 
     @property
     def out(self) -> Console:
         """Where results for people go."""
-        return Console(highlight=False, soft_wrap=True, emoji=False)
+        return PlainConsole()
 
     def note(self, text: str) -> None:
         """Tell something on the way."""
@@ -76,7 +77,7 @@ class Shell:
     def show(self, value: object, human: Callable[[Console], None] | str) -> None:
         """Print a result: the JSON document, or what people read."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+            sys.stdout.write(clean_json(json.dumps(value, ensure_ascii=False, indent=2)) + "\n")
             sys.stdout.flush()
         elif isinstance(human, str):
             self.out.print(human, markup=False)
@@ -181,7 +182,7 @@ def report(error: BaseException) -> int:
         text = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:
         text = f"this is a bug in crdtchain ({type(error).__name__}: {error}); run the command again with --debug"
-    print(f"error: {' '.join(text.split()).rstrip('.')}.", file=sys.stderr)
+    print(f"error: {clean(' '.join(text.split())).rstrip('.')}.", file=sys.stderr)
     return find_exit_code(error)
 
 
@@ -192,7 +193,7 @@ def _report_click(error: Exception) -> int:
         if text:
             print(text, file=sys.stderr)
         return USAGE
-    print(f"error: {' '.join(text.split()).rstrip('.')}. See --help.", file=sys.stderr)
+    print(f"error: {clean(' '.join(text.split())).rstrip('.')}. See --help.", file=sys.stderr)
     return USAGE
 
 
