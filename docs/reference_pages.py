@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +14,10 @@ import typer
 
 from crdtchain.ops import Job
 from node.cli.main import app
+from node.config import Settings
 from node.server.api import ROUTES
 from node.server.openapi import Route
+from node.worker.policy import Policy
 
 ROOT: Final = Path(__file__).parent.parent
 GENERATED: Final = "<!-- Written by `make docs` from the program; changes by hand are lost. -->\n"
@@ -45,6 +49,8 @@ Without a token: `/` (the page), `/healthz`, `/metrics` (for Prometheus), `/open
 SETTINGS_INTRO: Final = """\
 Each setting may stand in `config.toml` in the data folder, in the environment as `CRDTCHAIN_` and its name in capitals,
 or be a flag of `crdtchain serve`; the later of these counts. Unknown names are refused, with the nearest known one.
+A worker's policy is a file of its own, which `crdtchain work` and `crdtchain serve --work` name; `posters.allow` is the
+key `allow` of its table `[posters]`. Defaults are written as they would stand in the file.
 """
 COMMON_OPTIONS: Final = {"--data", "--json", "--debug", "--help", "--install-completion", "--show-completion"}
 
@@ -68,13 +74,20 @@ def find_commands() -> Iterator[tuple[str, Any]]:
     return walk(typer.main.get_command(app), ())
 
 
+def find_choices(parameter: Any) -> tuple[str, ...]:
+    """Return the values of an option that has a few named ones, else nothing."""
+    kind = parameter.type_descriptor.annotation
+    return tuple(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else ()
+
+
 def describe_parameter(parameter: Any) -> tuple[str, str]:
     """Return how an option or argument is written, and what it means."""
     names = ", ".join(f"`{name}`" for name in parameter.opts)
     is_argument = not parameter.opts[0].startswith("-")
+    value = parameter.metavar or "|".join(find_choices(parameter)) or "VALUE"
     shown = f"`{parameter.metavar or parameter.name.upper()}`" if is_argument else names
     if not is_argument and not parameter.is_flag:
-        shown += f" `{parameter.metavar or 'VALUE'}`"
+        shown += f" `{value}`"
     notes = [parameter.help or ""]
     if parameter.required and not is_argument:
         notes.append("Required.")
@@ -82,7 +95,7 @@ def describe_parameter(parameter: Any) -> tuple[str, str]:
         notes.append("May be given several times.")
     if parameter.default not in (None, False, (), []):
         notes.append(f"Default: {parameter.default}.")
-    return shown, cell(" ".join(note for note in notes if note))
+    return cell(shown), cell(" ".join(note for note in notes if note))
 
 
 def describe_command(name: str, command: Any) -> Iterator[str]:
@@ -135,8 +148,16 @@ def write_http() -> str:
     return "\n".join(["# HTTP", GENERATED, HTTP_INTRO, *table, ""])
 
 
-def find_fields(path: Path, name: str) -> Iterator[tuple[str, str, str]]:
-    """Yield name, default and docstring of each field of a class."""
+def format_toml(value: object) -> str:
+    """Return a setting's value as it would stand in a file."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(format_toml, value))}]"
+    return json.dumps(value)
+
+
+def find_fields(path: Path, defaults: object) -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and docstring of each field of a class, of which `defaults` is one without arguments."""
+    name = type(defaults).__name__
     tree = ast.parse(path.read_text(encoding="utf-8"))
     (found,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name]
     for node, after in zip(found.body, [*found.body[1:], None], strict=True):
@@ -144,7 +165,7 @@ def find_fields(path: Path, name: str) -> Iterator[tuple[str, str, str]]:
             note = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             yield (
                 node.target.id.replace("posters_", "posters."),
-                "" if node.value is None else ast.unparse(node.value),
+                format_toml(getattr(defaults, node.target.id)),
                 str(note),
             )
 
@@ -152,15 +173,15 @@ def find_fields(path: Path, name: str) -> Iterator[tuple[str, str, str]]:
 def write_settings() -> str:
     """Return docs/reference/settings.md."""
     lines = ["# Settings", GENERATED, SETTINGS_INTRO, "## Of a node\n"]
-    for title, path, name in (
-        ("", "node/config.py", "Settings"),
-        ("## Of a worker's policy\n", "node/worker/policy.py", "Policy"),
+    for title, path, defaults in (
+        ("", "node/config.py", Settings()),
+        ("## Of a worker's policy\n", "node/worker/policy.py", Policy()),
     ):
         lines += [title] if title else []
         lines += ["| name | default | meaning |", "| --- | --- | --- |"]
         lines += [
             f"| `{field}` | `{cell(default)}` | {cell(note)} |"
-            for field, default, note in find_fields(ROOT / path, name)
+            for field, default, note in find_fields(ROOT / path, defaults)
         ]
         lines += [""]
     return "\n".join(lines)

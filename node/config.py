@@ -21,7 +21,8 @@ from node.tables import find_nearest, load_toml
 CONFIG_FILE: Final = "config.toml"
 ENV_PREFIX: Final = "CRDTCHAIN_"
 
-HostPort = Annotated[str, Meta(pattern=r"^[^\s/]*:[0-9]{1,5}$")]
+_HOST_PORT: Final = r"^[^\s/]*:[0-9]{1,5}$"
+HostPort = Annotated[str, Meta(pattern=_HOST_PORT)]
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,7 +87,8 @@ def load_settings(
     try:
         return msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
-        raise UsageError(f"a setting is wrong: {error}") from None
+        text = str(error).replace(f"Expected `str` matching regex {_HOST_PORT!r}", "Expected HOST:PORT")
+        raise UsageError(f"a setting is wrong: {text}") from None
 
 
 def _check_names(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:

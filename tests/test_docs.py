@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from docs import generate
 from docs.reference_pages import find_commands, find_fields
 from node.config import Settings
 from node.server.api import ROUTES
+from node.worker.policy import Policy
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
@@ -202,7 +204,15 @@ def test_every_address_is_documented() -> None:
 def test_every_setting_is_documented_and_has_a_meaning() -> None:
     text = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
     assert [name for name in Settings.__struct_fields__ if f"| `{name}` |" not in text] == []
-    assert [name for name, _, note in find_fields(ROOT / "node/config.py", "Settings") if not note] == []
+    for path, defaults in (("node/config.py", Settings()), ("node/worker/policy.py", Policy())):
+        fields = list(find_fields(ROOT / path, defaults))
+        assert [name for name, _, note in fields if not note] == []
+        assert [name for name, default, _ in fields if tomllib.loads(f"x = {default}") is None] == []
+
+
+def test_an_option_with_named_values_is_documented_with_them() -> None:
+    text = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert r"| `--scenario` `honest\|cheat\|offline` |" in text
 
 
 def commands_in(text: str) -> Iterator[str]:

@@ -50,10 +50,12 @@ async def audit(source: str) -> AuditReport:
 
 def describe(report: dict[str, Any]) -> str:
     """Write a report for people."""
+    count = len(report["faults"])
+    found = "No fault" if report["ok"] else "1 fault" if count == 1 else f"{count} faults"
     lines = [
-        f"{'No fault' if report['ok'] else str(len(report['faults'])) + ' faults'} in {report['ops']} ops.",
-        f"heads  {report['heads_digest']}",
-        f"state  {report['state_digest']}",
+        f"{found} in {report['ops']} ops.",
+        f"heads  {report['heads_digest'] or '–'}",
+        f"state  {report['state_digest'] or '–'}",
     ]
     for job in report["jobs"]:
         loss = "" if job["loss"] is None else f", loss {format_micros(job['loss'])} by {shorten(job['winner_author'])}"

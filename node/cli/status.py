@@ -54,7 +54,7 @@ def describe(values: Mapping[str, Any]) -> str:
         f"network   {values['name']}, {values['network']}",
         f"key       {values['did']}",
         f"balance   {values['balance']} credits",
-        f"ledger    {values['ops']} ops, {len(values['heads'])} heads, {values['jobs']} jobs",
+        f"ledger    ops {values['ops']}, heads {len(values['heads'])}, jobs {values['jobs']}",
         f"heads     {values['heads_digest']}",
         f"state     {values['state_digest']}",
         f"waiting   {values['waiting']} ops wait for ops that they link to",

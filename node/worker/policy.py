@@ -40,6 +40,7 @@ class Policy:
     max_jobs: int = 4
     """Jobs at one time."""
     runtimes: tuple[str, ...] = RUNTIMES
+    """Only jobs that run in one of these sandboxes."""
     cpus: int = 1_024
     """At most so many cores for one run."""
     memory_mib: int = 2**24
@@ -51,6 +52,7 @@ class Policy:
     posters_allow: tuple[Author, ...] = ()
     """Only jobs of these; empty: anybody's."""
     posters_deny: tuple[Author, ...] = ()
+    """No jobs of these."""
     max_stake: int = 100
     """Credits at risk in one job."""
     verify: Literal["yes", "no", "only"] = "yes"

@@ -17,7 +17,10 @@ def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
     environ = {"CRDTCHAIN_TIP_WAIT_S": "4", "CRDTCHAIN_WITNESS": "true", "CRDTCHAIN_DATA": "elsewhere", "HOME": "/"}
     found = load_settings(tmp_path, {"tip_wait_s": 5, "local": None}, environ)
     assert found == Settings(listen="0.0.0.0:1", tip_wait_s=5, peers=("http://a:1",), witness=True)
-    assert load_settings(tmp_path, {}, {"CRDTCHAIN_PEERS": "http://b:2, http://c:3"}).peers == ("http://b:2", "http://c:3")
+    assert load_settings(tmp_path, {}, {"CRDTCHAIN_PEERS": "http://b:2, http://c:3"}).peers == (
+        "http://b:2",
+        "http://c:3",
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
         ("", {"CRDTCHAIN_WITNESS": "perhaps"}, {}, "true or false"),
         ("", {"CRDTCHAIN_TIP_WAIT_S": "soon"}, {}, "whole number"),
         ("tip_wait_s = -1", {}, {}, r"\$.tip_wait_s"),
-        ('local = "8470"', {}, {}, r"\$.local"),
+        ('local = "8470"', {}, {}, r"Expected HOST:PORT - at `\$.local"),
         ('log_level = "loud"', {}, {}, r"\$.log_level"),
         ("this is no toml", {}, {}, "not TOML"),
     ],
