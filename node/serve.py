@@ -16,10 +16,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
+from crdtchain import limits
 from crdtchain.adapters.keys import self_test
 from crdtchain.codec import format_cid, format_did
 from crdtchain.errors import CrdtchainError, UsageError
@@ -32,6 +34,10 @@ from node.server.security import EVERYWHERE, Guard, local_hosts
 
 GARBAGE_OBJECTS = 100_000
 """So many new objects make the collector of cycles look at the young ones."""
+CONNECTIONS_MAX = 128
+"""Connections to one port, whatever they ask for: a process has few descriptors, and its store needs some."""
+PAGE_IDLE_S = 3_600.0
+"""How long a connection of the local port may rest between requests."""
 STOP_S = 1.0
 """Open requests get so long to end."""
 
@@ -60,17 +66,40 @@ async def open_ports(node: Node, settings: Settings) -> AsyncIterator[dict[str, 
 async def _open(stack: contextlib.AsyncExitStack, app: web.Application, where: str, what: str) -> tuple[str, int]:
     """Listen at an address; returns host and port."""
     host, port = split_host_port(where, what)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, handle_signals=False)
+    # A stranger's connection that asks for nothing, or not for anything whole, is closed. People's pages keep theirs.
+    idle_s = limits.HANDSHAKE_S if what == "--listen" else PAGE_IDLE_S
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=STOP_S, handle_signals=False, keepalive_timeout=idle_s
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    assert runner.server is not None
     try:
-        site = web.TCPSite(runner, host, port, reuse_address=True)
-        await site.start()
+        server = await asyncio.get_running_loop().create_server(
+            partial(_Door, runner.server), host or None, port, reuse_address=True
+        )
     except (OSError, socket.gaierror) as error:
         reason = error.strerror or str(error)
         raise UsageError(f"can't listen at {where}: {reason}; choose another address with {what}") from None
-    address = runner.addresses[0]
-    return host, int(address[1])
+    stack.callback(server.close)
+    return host, int(server.sockets[0].getsockname()[1])
+
+
+class _Door(asyncio.Protocol):
+    """Hands a new connection to the server, or ends it when there are as many as one port takes."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Decide; connections that come at once are counted one after the other."""
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._server.connections) >= CONNECTIONS_MAX:
+            transport.abort()
+            return
+        handler = self._server()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
 
 
 def _format_url(host: str, port: int) -> str:
