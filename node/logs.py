@@ -49,3 +49,6 @@ def set_up_logs(level: str = "info", as_json: bool = False) -> None:
     # Libraries say at these levels what a node says better itself.
     for name in ("aiohttp.access", "aiosqlite", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It writes a trace for each malformed request, so that strangers could fill the disk; what a handler fails with is
+    # logged by `server.problems`.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from crdtchain.codec import format_cid, parse_did
-from crdtchain.errors import StoreError, UsageError
+from crdtchain.errors import InvalidOpError, StoreError, UsageError
 from crdtchain.ledger.state import Ledger
 from crdtchain.limits import INT_MAX
 from crdtchain.ops import SignedOp
@@ -16,7 +16,7 @@ from crdtchain.shapes import decode_op
 from crdtchain.views import params_to_json
 from node.cli.init import get_passphrase
 from node.cli.shell import Shell, command, make_group
-from node.datadir import GENESIS_FILE, found_network, join_network, load_key
+from node.datadir import GENESIS_FILE, found_network, join_network, load_key, validate_genesis
 
 
 def load_genesis(shell: Shell) -> SignedOp:
@@ -24,9 +24,15 @@ def load_genesis(shell: Shell) -> SignedOp:
 
     Raises:
         UsageError: it belongs to no network yet.
+        StoreError: the file can't be read, or holds something else.
     """
     try:
-        return decode_op((shell.data / GENESIS_FILE).read_bytes())
+        signed = decode_op((shell.data / GENESIS_FILE).read_bytes())
+        validate_genesis(signed)
+        return signed
+    except InvalidOpError as error:
+        path = shell.data / GENESIS_FILE
+        raise StoreError(f"the file {path} is damaged ({error}): move it away and join the network again") from None
     except FileNotFoundError:
         raise UsageError(
             f"{shell.data} belongs to no network: use `crdtchain network create` or `crdtchain network join`"

@@ -106,6 +106,8 @@ class Guard:
         if len(types) != 1 or types[0].partition(";")[0].strip().lower() not in BODY_TYPES:
             allowed = ", ".join(sorted(BODY_TYPES))
             raise Problem(415, "content-type", f"The body's type must be one of {allowed}.")
+        if "Content-Encoding" in request.headers:
+            raise Problem(415, "content-type", "A body must come as it is, without Content-Encoding.")
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:

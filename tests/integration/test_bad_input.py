@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from crdtchain.errors import UsageError
 from node.cli import accounts, job_watch, jobs, status
+from node.cli.main import main
 from node.cli.shell import Shell, report
 from node.logs import set_up_logs
 
@@ -65,7 +67,7 @@ PRINTERS: list[Callable[[str], Callable[[Console], None] | str]] = [
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("printer", range(len(PRINTERS)))
 def test_no_text_of_a_stranger_drives_the_terminal(
-    printer: int, text: str, tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    printer: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     Shell(tmp_path, as_json=False, debug=False).show({}, PRINTERS[printer](text))
@@ -77,7 +79,7 @@ def test_no_text_of_a_stranger_drives_the_terminal(
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_json_carries_any_text_and_shows_none_of_it_to_the_terminal(
-    text: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Shell(tmp_path, as_json=True, debug=False).show({"title": text}, "")
     out = capsys.readouterr().out
@@ -86,7 +88,7 @@ def test_json_carries_any_text_and_shows_none_of_it_to_the_terminal(
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_notes_errors_and_logs_are_cleaned_too(text: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_errors_and_logs_are_cleaned_too(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Shell(tmp_path, as_json=False, debug=False).note(text)
     assert report(UsageError(f"a peer said {text}")) == 2
     root = logging.getLogger()
@@ -103,3 +105,19 @@ def test_notes_errors_and_logs_are_cleaned_too(text: str, tmp_path: Any, capsys:
     assert "a peer said" in err and not FORBIDDEN & set(err)
     assert "The peer closed" in stream.getvalue() and not FORBIDDEN & set(stream.getvalue())
     assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"x\n", b"\xa0", b"\x00" * 4_096], ids=["empty", "text", "map", "zeros"])
+@pytest.mark.parametrize("words", [("status",), ("network", "show"), ("job", "post", "none.toml")], ids=" ".join)
+def test_a_damaged_copy_of_genesis_is_the_folders_fault_and_named(
+    words: tuple[str, ...], content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "data")
+    assert main(["init", "--data", folder]) == 0
+    assert main(["network", "create", "--name", "x", "--data", folder]) == 0
+    (tmp_path / "data" / "genesis.cbor").write_bytes(content)
+    capsys.readouterr()
+    assert main([*words, "--data", folder]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"error: the file {folder}/genesis.cbor is damaged")
