@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from crdtchain.codec import format_did
 from crdtchain.errors import UsageError
 from node.cli import accounts, job_watch, jobs, status
 from node.cli.main import main
 from node.cli.shell import Shell, report
+from node.datadir import create_data, join_network
 from node.logs import set_up_logs
+from tests.integration.node_process import ROOT, NodeProcess, nodes
 
 pytestmark = pytest.mark.integration
 
@@ -121,3 +126,56 @@ def test_a_damaged_copy_of_genesis_is_the_folders_fault_and_named(
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"error: the file {folder}/genesis.cbor is damaged")
+
+
+@pytest.mark.asyncio
+async def test_what_the_ledger_or_the_machine_refuses_has_its_code_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def call(node: NodeProcess, *words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = await asyncio.to_thread(main, [*words, "--data", str(node.folder)])
+        return code, *capsys.readouterr()
+
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    file = tmp_path / "examples" / "digits-wasm" / "job.toml"
+    rich, lost = file.with_name("rich.toml"), file.with_name("lost.toml")
+    rich.write_text(file.read_text().replace("bounty = 100", "bounty = 100000"))
+    lost.write_text(file.read_text().replace("digits_test_y", "lost"))
+    async with nodes(tmp_path, 2) as made:
+        founder, newcomer = made[0], NodeProcess(tmp_path / "new", create_data(tmp_path / "new"))
+        await founder.start(witness=True)
+        await join_network(newcomer.folder, founder.peer)
+        try:
+            await newcomer.start(founder.peer)
+            posted = [json.loads((await call(founder, "job", "post", str(file), "--json"))[1])["id"] for _ in range(2)]
+            did = format_did(made[1].key.author)
+            before = await founder.status()
+            rejected = [
+                (founder, ("transfer", did, "1000000")),
+                (founder, ("job", "post", str(rich))),
+                (founder, ("bid", posted[0], str(ROOT / "pyproject.toml"), "--loss", "1")),
+                (newcomer, ("transfer", did, "1")),
+                (newcomer, ("stake", posted[0])),
+            ]
+            for node, words in rejected:
+                code, out, err = await call(node, *words)
+                assert (code, out) == (4, ""), (words, code, err)
+                assert err.startswith("error: ") and err.count("\n") == 1
+            usage = [
+                ("job", "show", "b"),
+                ("job", "show", "../../key"),
+                ("job", "show", "\x1b[2J"),
+                ("serve", "--local", "127.0.0.1:0"),
+                ("job", "post", str(lost)),
+            ]
+            for words in usage:
+                code, out, err = await call(founder, *words)
+                assert (code, out) == (2, ""), (words, code, err)
+                assert err.startswith("error: ") and err.count("\n") == 1 and "\x1b" not in err
+            after = await founder.status()
+            assert (after["balance"], after["jobs"]) == (before["balance"], before["jobs"])
+            assert (await newcomer.status())["balance"] == 0
+        finally:
+            if newcomer.process is not None:
+                newcomer.kill()
