@@ -23,8 +23,9 @@ ROOT: Final = Path(__file__).parent.parent
 GENERATED: Final = "<!-- Written by `make docs` from the program; changes by hand are lost. -->\n"
 CLI_INTRO: Final = """\
 Every command takes `--data DIR` (else `CRDTCHAIN_DATA`, else the platform's place for data), `--json` (exactly one JSON
-document on stdout; progress and notes go to stderr), `--debug` (the trace of an error) and `--help`. Ids may be
-shortened to a beginning that fits only one. `crdtchain --install-completion` completes commands in your shell.
+document on stdout; an error is one with `error` and `exit_code`; progress and notes go to stderr), `--debug` (the trace
+of an error) and `--help`. Ids may be shortened to a beginning that fits only one. `crdtchain --install-completion`
+completes commands in your shell.
 
 ## Exit codes
 

@@ -107,8 +107,9 @@ def make_leaderboard(job: Mapping[str, Any]) -> RichTable:
 def show_job(out: Console, job: Mapping[str, Any]) -> None:
     """Print all about a job."""
     now, terms = now_ms(), job["terms"]
+    state = ", ".join(dict.fromkeys((job["phase"], job["status"])))
     lines = [
-        f"{job['title']}: {job['phase']}, {job['status']} (seen by {job['seen']} of {job['witnesses']} witnesses)",
+        f"{job['title']}: {state} (seen by {job['seen']} of {job['witnesses']} witnesses)",
         f"  job        {job['id']}",
         f"  poster     {job['poster']}",
         f"  money      bounty {job['bounty']}, stake {job['stake']}, pool {job['pool']}; on cheat: {terms['on_cheat']}",

@@ -25,7 +25,7 @@ from node.cli import (
     status,
     work,
 )
-from node.cli.shell import INTERRUPTED, DataOption, DebugOption, JsonOption, report, set_globals
+from node.cli.shell import INTERRUPTED, DataOption, DebugOption, JsonOption, expect_document, report, set_globals
 
 app = typer.Typer(
     name="crdtchain",
@@ -68,6 +68,7 @@ for module in (market, blob, work, archive, audit):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     set_globals(None, False, False)
+    expect_document(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=arguments, prog_name="crdtchain", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:

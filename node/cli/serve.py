@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +14,7 @@ from crdtchain.errors import InvalidOpError, UsageError
 from crdtchain.ops import Profile
 from crdtchain.views import find_name
 from node.cli.init import NAME_FILE, get_passphrase
-from node.cli.shell import Shell, command
+from node.cli.shell import Shell, command, write_document
 from node.cli.work import open_sandboxes, run_inside
 from node.config import Settings, load_settings
 from node.datadir import TOKEN_FILE
@@ -37,8 +35,7 @@ def announce(shell: Shell, node: Node, addresses: dict[str, str]) -> None:
         "token_file": str(shell.data / TOKEN_FILE),
     }
     if shell.as_json:
-        sys.stdout.write(json.dumps(values) + "\n")
-        sys.stdout.flush()
+        write_document(values, indent=None)
         return
     shell.note(f"The page is at {addresses['local']}; it asks for the token in {shell.data / TOKEN_FILE}.")
     if addresses["peer"]:

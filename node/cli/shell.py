@@ -77,8 +77,7 @@ class Shell:
     def show(self, value: object, human: Callable[[Console], None] | str) -> None:
         """Print a result: the JSON document, or what people read."""
         if self.as_json:
-            sys.stdout.write(clean_json(json.dumps(value, ensure_ascii=False, indent=2)) + "\n")
-            sys.stdout.flush()
+            write_document(value)
         elif isinstance(human, str):
             self.out.print(human, markup=False)
         else:
@@ -87,6 +86,18 @@ class Shell:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run asynchronous work to its end."""
         return asyncio.run(work)
+
+
+def write_document(value: object, indent: int | None = 2) -> None:
+    """Write the one JSON document of this call."""
+    sys.stdout.write(clean_json(json.dumps(value, ensure_ascii=False, indent=indent)) + "\n")
+    sys.stdout.flush()
+    _globals["awaits_document"] = False
+
+
+def expect_document(arguments: Iterable[str]) -> None:
+    """Remember whether these words ask for a JSON document, which an error has to be then, even one in the words."""
+    _globals["awaits_document"] = "--json" in arguments
 
 
 DataOption = Annotated[
@@ -168,12 +179,12 @@ def find_exit_code(error: BaseException) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Say in one sentence on stderr what went wrong; returns the exit code."""
+    """Say in one sentence on stderr what went wrong, and as the document of `--json`; returns the exit code."""
     if isinstance(error, ClickError):
         return _report_click(error)
     if isinstance(error, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        return _answer("interrupted", INTERRUPTED)
     if _globals.get("debug") or os.environ.get("CRDTCHAIN_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, CrdtchainError):
@@ -182,8 +193,22 @@ def report(error: BaseException) -> int:
         text = f"{error.filename or 'the system'}: {error.strerror or error}"
     else:
         text = f"this is a bug in crdtchain ({type(error).__name__}: {error}); run the command again with --debug"
-    print(f"error: {clean(' '.join(text.split())).rstrip('.')}.", file=sys.stderr)
-    return find_exit_code(error)
+    return _answer(_say(text), find_exit_code(error))
+
+
+def _say(text: str) -> str:
+    """Print a fault as one sentence; returns it."""
+    sentence = clean(" ".join(text.split())).rstrip(".")
+    sentence += "" if sentence.endswith("?") else "."
+    print(f"error: {sentence}", file=sys.stderr)
+    return sentence
+
+
+def _answer(text: str, code: int) -> int:
+    """Make an error the document of `--json` if there has been none; returns its exit code."""
+    if _globals.get("awaits_document"):
+        write_document({"error": text, "exit_code": code})
+    return code
 
 
 def _report_click(error: Exception) -> int:
@@ -192,9 +217,9 @@ def _report_click(error: Exception) -> int:
         # A group called without a command has shown its help, or carries it.
         if text:
             print(text, file=sys.stderr)
-        return USAGE
-    print(f"error: {clean(' '.join(text.split())).rstrip('.')}. See --help.", file=sys.stderr)
-    return USAGE
+        return _answer("name a command", USAGE)
+    text = text.replace(": Value error, ", ": ").rstrip(".")
+    return _answer(_say(f"{text}{'' if text.endswith('?') else '.'} See --help."), USAGE)
 
 
 def find_one(text: str, known: Iterable[str], what: str) -> str:

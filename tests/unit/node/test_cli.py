@@ -123,6 +123,19 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("status",), 2), (("stauts",), 2), (("demo", "--scenario", "x"), 2), (("job",), 2), (("job", "list"), 3)],
+)
+def test_an_error_is_a_document_too(
+    words: tuple[str, ...], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = call(capsys, "--data", str(tmp_path), *words, "--json")
+    document = json.loads(out)
+    assert (found, document["exit_code"]) == (code, code)
+    assert document["error"] and "Value error" not in err and "?." not in err
+
+
 @pytest.mark.parametrize("words", [("job", "list"), ("peers",), ("account",), ("job", "show", "b"), ("claim", "b")])
 def test_without_a_node_the_exit_code_is_3(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
