@@ -23,7 +23,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 import aiohttp
 from yarl import URL
@@ -34,8 +34,18 @@ from crdtchain.codec import Link
 from crdtchain.errors import DecodeError, NoPeerError, PeerError, StoreError, StoreFullError, UsageError
 from crdtchain.ledger.rules import compute_commitment
 from crdtchain.scalars import Author, BlobId
+from crdtchain.sync.messages import Blob
+from crdtchain.sync.session import BlobCame
 
 FETCH_STALL_S: Final = 20
+RELAY_WAIT_S: Final = 2.0
+"""So long an asker waits for one answer while a blob is fetched for it; then it is told to ask again."""
+RELAY_MAX_S: Final = 30.0
+"""So long, for each hop, a peer that fetches a blob is asked again."""
+RELAY_PAUSE_S: Final = 2.0
+"""After a vain search for others' sake the next one has to wait so long."""
+RELAYS_MAX: Final = 16
+"""With so many blobs under way no more are fetched for others' sake."""
 QUOTA_PART: Final = (9, 10)
 """Above this part of the quota nothing is fetched for others' sake."""
 _LIST_SUFFIX: Final = ".list"
@@ -104,6 +114,21 @@ class _Sink:
         return BlobId(codec.compute_op_id(block)), block
 
 
+class BlobPeer(Protocol):
+    """A connection over which pieces of blobs are asked for."""
+
+    name: str
+    address: str
+
+    async def ask_piece(self, blob: BlobId, offset: int, hops: int, is_list: bool) -> BlobCame:
+        """Ask for a piece; raises NoPeerError when none comes."""
+        ...
+
+    def drop(self, reason: str) -> None:
+        """End the connection."""
+        ...
+
+
 class Blobs:
     """The blobs of one node."""
 
@@ -116,6 +141,14 @@ class Blobs:
         self._fetching: dict[BlobId, asyncio.Task[None]] = {}
         self.find_sources: Callable[[], Sequence[URL]] = list
         """Returns the addresses of connected peers' peer ports."""
+        self.find_links: Callable[[], Sequence[BlobPeer]] = list
+        """Returns the connections over which blobs can be asked for."""
+        self._askers: dict[BlobId, set[str]] = {}
+        """For whom a blob is being fetched: they are not asked for it."""
+        self._asked: dict[BlobId, str] = {}
+        """Who is being asked for a blob now."""
+        self._failed: dict[BlobId, float] = {}
+        """When a blob was last looked for in vain for others' sake."""
 
     async def open(self) -> None:
         """Make the folder, remove what was left half written, and read the index.
@@ -228,9 +261,45 @@ class Blobs:
         except FileNotFoundError:
             return None
 
+    async def read_piece(self, blob: BlobId, offset: int, is_list: bool) -> tuple[int, bytes] | bool:
+        """Return the size of a blob, or of its list, and a piece; False when it is not here, or ends before."""
+        path = self.path(blob)
+        if is_list:
+            path = path.with_name(path.name + _LIST_SUFFIX)
+        try:
+            size, data = await asyncio.to_thread(_read_piece, path, offset)
+        except OSError:
+            return False
+        return (size, data) if offset <= size else False
+
     # -- from peers --
 
-    async def ensure(self, blob: BlobId, size_max: int = limits.BLOB_BYTES_MAX) -> int:
+    def is_fetching(self, blob: BlobId, asker: str) -> bool:
+        """Whether a blob is being fetched, and not from the asker."""
+        return blob in self._fetching and self._asked.get(blob) != asker
+
+    async def relay(self, blob: BlobId, hops: int, asker: str) -> bool:
+        """Fetch a blob for a peer; returns whether it is here within a short time."""
+        now_s = time.monotonic()
+        self._failed = {other: at_s for other, at_s in self._failed.items() if now_s - at_s < RELAY_PAUSE_S}
+        if blob in self._failed or (blob in self._fetching and not self.is_fetching(blob, asker)):
+            return False
+        if blob not in self._fetching and len(self._fetching) >= RELAYS_MAX:
+            return False
+        self._askers.setdefault(blob, set()).add(asker)
+        try:
+            async with asyncio.timeout(RELAY_WAIT_S):
+                await self.ensure(blob, hops=hops)
+        except TimeoutError:
+            return False
+        except (PeerError, StoreError):
+            self._failed[blob] = time.monotonic()
+            return False
+        return True
+
+    async def ensure(
+        self, blob: BlobId, size_max: int = limits.BLOB_BYTES_MAX, hops: int = limits.BLOB_HOPS_MAX
+    ) -> int:
         """Fetch a blob from whichever peer has it, unless it is here; returns its size.
 
         Raises:
@@ -240,12 +309,19 @@ class Blobs:
         if blob not in self._sizes:
             task = self._fetching.get(blob)
             if task is None:
-                task = self._fetching[blob] = asyncio.create_task(self._fetch(blob, size_max))
-                task.add_done_callback(lambda _: self._fetching.pop(blob, None))
+                task = self._fetching[blob] = asyncio.create_task(self._fetch(blob, size_max, hops))
+                task.add_done_callback(lambda done: self._end_fetch(blob, done))
             await asyncio.shield(task)
         return self._sizes[blob]
 
-    async def _fetch(self, blob: BlobId, size_max: int) -> None:
+    def _end_fetch(self, blob: BlobId, done: asyncio.Task[None]) -> None:
+        for kept in (self._fetching, self._askers, self._asked):
+            kept.pop(blob, None)
+        if not done.cancelled():
+            # Whoever asked may be gone.
+            done.exception()
+
+    async def _fetch(self, blob: BlobId, size_max: int, hops: int) -> None:
         part, whole = QUOTA_PART
         if self.total_bytes * whole > self._quota_bytes * part:
             raise StoreFullError("the blobs' quota is nearly used up, so none are fetched; raise blob_quota_mib")
@@ -258,8 +334,30 @@ class Blobs:
                     return
                 except (aiohttp.ClientError, OSError, TimeoutError, PeerError, UsageError) as error:
                     reasons.append(f"{source}: {error}")
+        # Who has it comes first; only then do peers look for it at theirs.
+        for budget in dict.fromkeys((0, hops)):
+            for link in self.find_links():
+                if link.name in self._askers.get(blob, ()):
+                    continue
+                self._asked[blob] = link.name
+                try:
+                    await self._fetch_over(link, blob, size_max, budget)
+                    return
+                except NoPeerError as error:
+                    reasons.append(f"{link.address}: {error}")
+                except (PeerError, UsageError) as error:
+                    reasons.append(f"{link.address}: {error}")
+                    link.drop(str(error))
         detail = f" ({'; '.join(reasons)})" if reasons else ""
         raise NoPeerError(f"no connected peer has the blob {text}{detail}; it is fetched when one does")
+
+    async def _fetch_over(self, link: BlobPeer, blob: BlobId, size_max: int, hops: int) -> None:
+        """Fetch a blob over a connection."""
+        chunks, size = list[BlobId](), min(limits.CHUNK_BYTES, size_max)
+        if not codec.is_raw_blob_id(blob):
+            block = b"".join([part async for part in _ask_parts(link, blob, _MANIFEST_BYTES_MAX, hops, True)])
+            size, chunks = _check_list(blob, block, size_max)
+        await self._receive(_ask_parts(link, blob, size, hops, False), size, blob, chunks)
 
     async def _fetch_from(self, http: aiohttp.ClientSession, source: URL, blob: BlobId, size_max: int) -> None:
         url = source / "blobs" / codec.format_cid(blob)
@@ -267,14 +365,7 @@ class Blobs:
         if not codec.is_raw_blob_id(blob):
             async with _open(http, url / "list") as response:
                 block = await _read_at_most(response, _MANIFEST_BYTES_MAX)
-            if bytes(codec.compute_op_id(block)) != blob:
-                raise PeerError("the peer sent another list of chunks")
-            try:
-                size, chunks = decode_chunk_list(block)
-            except DecodeError as error:
-                raise PeerError(str(error)) from None
-            if size > size_max:
-                raise PeerError(f"the blob has {size} bytes, more than the {size_max} that were asked for")
+            size, chunks = _check_list(blob, block, size_max)
         async with _open(http, url) as response:
             parts = response.content.iter_chunked(256 * 1024)
             await self._receive(parts, size, blob, chunks)
@@ -289,6 +380,43 @@ def _move(fresh: Path, path: Path, block: bytes | None) -> None:
     if block is not None:
         path.with_name(path.name + _LIST_SUFFIX).write_bytes(block)
     fresh.replace(path)
+
+
+def _read_piece(path: Path, offset: int) -> tuple[int, bytes]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(offset)
+        return size, file.read(limits.BLOB_PIECE_BYTES)
+
+
+def _check_list(blob: BlobId, block: bytes, size_max: int) -> tuple[int, list[BlobId]]:
+    """Return size and chunks of a list that a peer sent."""
+    if bytes(codec.compute_op_id(block)) != blob:
+        raise PeerError("the peer sent another list of chunks")
+    try:
+        size, chunks = decode_chunk_list(block)
+    except DecodeError as error:
+        raise PeerError(str(error)) from None
+    if size > size_max:
+        raise PeerError(f"the blob has {size} bytes, more than the {size_max} that were asked for")
+    return size, chunks
+
+
+async def _ask_parts(link: BlobPeer, blob: BlobId, size_max: int, hops: int, is_list: bool) -> AsyncIterator[bytes]:
+    """Yield the pieces of a blob, or of its list, as a peer sends them."""
+    offset, total, until_s = 0, 1, time.monotonic() + RELAY_MAX_S * hops
+    while offset < total:
+        came = await link.ask_piece(blob, offset, hops, is_list)
+        if isinstance(came.head, Blob):
+            if came.head.total > size_max or (offset and came.head.total != total):
+                raise PeerError("the peer sent a blob of another size")
+            total = came.head.total
+            offset += len(came.data)
+            yield came.data
+        elif came.head.later and time.monotonic() < until_s:
+            await asyncio.sleep(0.25)
+        else:
+            raise NoPeerError("it does not have it")
 
 
 async def _iterate(data: bytes) -> AsyncIterator[bytes]:

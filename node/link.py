@@ -17,11 +17,11 @@ from aiohttp import web
 from msgspec import Struct
 
 from crdtchain import limits
-from crdtchain.errors import CrdtchainError, InvalidOpError, PeerError, StoreError
+from crdtchain.errors import CrdtchainError, InvalidOpError, NoPeerError, PeerError, StoreError
 from crdtchain.ops import SignedOp
-from crdtchain.scalars import Author, OpId
-from crdtchain.sync.messages import TEXT_MAX
-from crdtchain.sync.session import Found, Output, Read, Ready, SendFrame, Session, Take
+from crdtchain.scalars import Author, BlobId, OpId
+from crdtchain.sync.messages import TEXT_MAX, BlobGet
+from crdtchain.sync.session import BlobAsked, BlobCame, Found, Output, Read, Ready, SendFrame, Session, Take
 from node.pace import Bucket
 
 CLOSE_CODE: Final = 4_000
@@ -29,6 +29,8 @@ CLOSE_CODE: Final = 4_000
 LIVE_BYTES_MAX: Final = 512 * 1024
 """Above it live ops are not queued; the peer is told the heads later."""
 TAKES_MAX: Final = 4
+PIECE_S: Final = 20.0
+"""So long a peer may take for a piece of a blob."""
 LIVE_OPS: Final = (200.0, 2_000.0)
 """Live ops of one connection: a second, and in a burst."""
 LIVE_BYTES: Final = (2.0**20, 2.0**23)
@@ -50,6 +52,9 @@ class LinkOwner(Protocol):
 
     async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:
         """Return stored blocks."""
+
+    async def read_piece(self, get: BlobGet, link: Link) -> tuple[int, bytes] | bool:
+        """Return the size of a blob and a piece of it; without it, whether it is being fetched for the peer."""
 
     def on_ready(self, link: Link) -> None:
         """The peer has said hello.
@@ -97,6 +102,8 @@ class Link:
         self._outbox_bytes = 0
         self._stirred = asyncio.Event()
         self._takes: asyncio.Queue[_Pending] = asyncio.Queue(TAKES_MAX)
+        self._blob_turn = asyncio.Lock()
+        self._piece: asyncio.Future[BlobCame] | None = None
         self._op_bucket = Bucket(*LIVE_OPS)
         self._byte_bucket = Bucket(*LIVE_BYTES)
         self._group: asyncio.TaskGroup | None = None
@@ -134,6 +141,8 @@ class Link:
         """End the connection; the first reason counts."""
         self.close_reason = self.close_reason or reason
         self._done.set()
+        if self._piece is not None and not self._piece.done():
+            self._piece.set_exception(NoPeerError("the connection ended"))
 
     async def _close(self) -> None:
         # A peer that does not answer must not hold anybody up.
@@ -213,11 +222,43 @@ class Link:
                 case Ready():
                     self.is_ready = True
                     self._owner.on_ready(self)
+                case BlobAsked():
+                    if self._group is not None:
+                        self._group.create_task(self._guard(self._give_piece(output.get)))
+                case BlobCame():
+                    if self._piece is not None and not self._piece.done():
+                        self._piece.set_result(output)
                 case Take():
                     raise AssertionError("blocks come by receive alone")
 
     async def _supply(self, read: Read) -> None:
         self._perform(self.session.supply(read.request, await self._owner.read_blocks(read.ids)))
+
+    async def _give_piece(self, get: BlobGet) -> None:
+        found = await self._owner.read_piece(get, self)
+        while self._outbox_bytes:  # noqa: ASYNC110 - what is awaited is a count
+            # Ops go first: a piece is queued only when nothing else is.
+            await asyncio.sleep(0.005)
+        if isinstance(found, bool):
+            self._perform(self.session.refuse_blob(found))
+        else:
+            self._perform(self.session.give_blob(*found))
+
+    async def ask_piece(self, blob: BlobId, offset: int, hops: int, is_list: bool) -> BlobCame:
+        """Ask the peer for a piece of a blob.
+
+        Raises:
+            NoPeerError: it does not answer, or its connection ended.
+        """
+        try:
+            async with asyncio.timeout(PIECE_S), self._blob_turn:
+                if self._done.is_set() or self.session.is_blob_wanted:
+                    raise NoPeerError("it has not answered the last time")
+                self._piece = asyncio.get_running_loop().create_future()
+                self._perform(self.session.ask_blob(blob, offset, hops, is_list))
+                return await self._piece
+        except TimeoutError:
+            raise NoPeerError("it does not answer") from None
 
     async def _apply(self) -> None:
         while True:

@@ -28,9 +28,9 @@ from crdtchain.adapters.store import Store
 from crdtchain.errors import StoreError
 from crdtchain.ledger.snapshot import dump_ledger
 from crdtchain.ledger.state import Ledger
-from crdtchain.ops import SignedOp
-from crdtchain.scalars import OpId
-from crdtchain.sync.messages import PROTOCOL_VERSION, Hello
+from crdtchain.ops import Job, Reveal, SignedOp
+from crdtchain.scalars import BlobId, OpId
+from crdtchain.sync.messages import PROTOCOL_VERSION, BlobGet, Hello
 from crdtchain.sync.session import Session
 from node.blobs import Blobs
 from node.config import Settings
@@ -70,6 +70,8 @@ class Node:
         self.runtime.find_models = lambda: self.blobs.commitments(self.author)
         self.runtime.save_snapshot = self.save_snapshot
         self.blobs.find_sources = self._find_sources
+        self.blobs.find_links = self.peers.ready
+        self._named: tuple[int, frozenset[bytes]] = 0, frozenset()
 
     @classmethod
     @asynccontextmanager
@@ -183,6 +185,30 @@ class Node:
             blocks = await self.store.get_blocks(ids)
         return [block for block in blocks if block is not None]
 
+    async def read_piece(self, get: BlobGet, link: Link) -> tuple[int, bytes] | bool:
+        """Return the size of a blob and a piece of it; without it, whether it is being fetched for the peer."""
+        blob = BlobId(get.cid)
+        if self.blobs.find_size(blob) is None:
+            if not get.hops or not self._is_named(get.cid):
+                return False
+            if not await self.blobs.relay(blob, get.hops - 1, link.name):
+                return self.blobs.is_fetching(blob, link.name)
+        return await self.blobs.read_piece(blob, get.offset, get.list)
+
+    def _is_named(self, blob: bytes) -> bool:
+        """Whether an op of the ledger names a blob: nothing else is fetched for others."""
+        ledger = self.runtime.ledger
+        if self._named[0] != len(ledger):
+            named = set[bytes]()
+            for body in ledger.jobs.bodies.values():
+                if isinstance(body, Job):
+                    files = (*body.task.code, *body.data.train, *body.data.features)
+                    named.update((bytes(body.data.labels), *(bytes(link) for _, link in files)))
+                elif isinstance(body, Reveal):
+                    named.add(bytes(body.model))
+            self._named = len(ledger), frozenset(named)
+        return blob in self._named[1]
+
     def on_ready(self, link: Link) -> None:
         """Note that a peer has said hello."""
         log.info("Connected to %s, node %s.", link.address, codec.format_did(link.node))
@@ -239,5 +265,3 @@ def _find_port(blobs: str, address: str) -> URL | None:
         return None
     # Only the port is taken from the peer: a host of its choice would let it aim this node's requests at others.
     return URL.build(scheme="http", host=address, port=int(port))
-
-

@@ -87,7 +87,34 @@ class Ops(Struct, frozen=True, forbid_unknown_fields=True, tag="ops", tag_field=
     """Bytes of each block that follows the head."""
 
 
-Head: TypeAlias = Hello | Heads | Get | More | Ops
+class BlobGet(Struct, frozen=True, forbid_unknown_fields=True, tag="blob_get", tag_field="type"):
+    """Asks for one piece of a blob; the next one only after the answer."""
+
+    cid: Annotated[bytes, Meta(min_length=codec.CID_BYTES, max_length=codec.CID_BYTES)]
+    offset: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    hops: Annotated[int, Meta(ge=0, le=limits.BLOB_HOPS_MAX)]
+    """Through so many nodes it may be looked for; 0: answer from what is there."""
+    list: bool
+    """Whether the list of the blob's chunks is wanted instead of its bytes."""
+
+
+class Blob(Struct, frozen=True, forbid_unknown_fields=True, tag="blob", tag_field="type"):
+    """The piece that was asked for, behind the head."""
+
+    total: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    """Bytes of the whole."""
+    size: Annotated[int, Meta(ge=0, le=limits.BLOB_PIECE_BYTES)]
+    """Bytes of this piece."""
+
+
+class BlobNone(Struct, frozen=True, forbid_unknown_fields=True, tag="blob_none", tag_field="type"):
+    """The blob is not there."""
+
+    later: bool
+    """Whether it is being fetched, so that asking again makes sense."""
+
+
+Head: TypeAlias = Hello | Heads | Get | More | Ops | BlobGet | Blob | BlobNone
 Frame: TypeAlias = tuple[Head, list[bytes]]
 
 
@@ -112,7 +139,7 @@ def split_ids(ids: bytes) -> list[OpId]:
 
 
 def encode_frame(head: Head, blocks: Sequence[bytes] = ()) -> bytes:
-    """Encode a message; blocks only behind `Ops`, whose sizes they have."""
+    """Encode a message; blocks only behind `Ops` and `Blob`, whose sizes they have."""
     plain = msgspec.to_builtins(head, builtin_types=(bytes,))
     data = codec.encode({name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()})
     return b"".join((len(data).to_bytes(2, "big"), data, *blocks))
@@ -139,6 +166,10 @@ def decode_frame(frame: bytes) -> Frame:
         head = msgspec.convert(value, Head, builtin_types=(bytes,))
     except (DecodeError, msgspec.ValidationError) as error:
         raise PeerError(f"the peer sent a malformed message: {str(error)[:TEXT_MAX]}") from None
+    if isinstance(head, Blob):
+        if len(frame) - end != head.size:
+            raise PeerError("the peer sent a frame whose length is not what its head says")
+        return head, [frame[end:]]
     return head, _split_blocks(frame, end, head.sizes if isinstance(head, Ops) else ())
 
 

@@ -8,7 +8,7 @@ Theory of operation:
 
 1. Both sides say `hello` at once: version, network, heads. Heads that are not here come out as `Found`, and the driver
    decides when to `fetch` them, so that two peers are never asked for the same thing.
-2. The answering side computes past(want) - past(have) once for a request and pages from it, parents first; two pages
+2. The answering side computes past(want) - past(have) once for a request and pages from it, parents first; three pages
    are in flight, and each further one is sent when the asking side has stored one (`more`).
 3. New ops go live to peers, but not to the one that they came from, nor while a page of an answer is under way: then,
    and when a live queue was dropped, `heads` afterwards lets the other side ask.
@@ -27,13 +27,16 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct, field
 
-from crdtchain import limits
+from crdtchain import codec, limits
 from crdtchain.dag import Dag
 from crdtchain.errors import PeerError
-from crdtchain.scalars import OpId
+from crdtchain.scalars import BlobId, OpId
 from crdtchain.sync.delta import compute_delta
 from crdtchain.sync.messages import (
     PROTOCOL_VERSION,
+    Blob,
+    BlobGet,
+    BlobNone,
     Get,
     Heads,
     Hello,
@@ -46,7 +49,8 @@ from crdtchain.sync.messages import (
     split_ids,
 )
 
-PAGES_IN_FLIGHT: Final = 2
+PAGES_IN_FLIGHT: Final = 3
+"""While one page is added and one is verified, the third is on its way: with two, verification had to wait."""
 _KNOWN_MAX: Final = 4_096
 
 
@@ -84,7 +88,20 @@ class Ready(Struct, frozen=True):
     hello: Hello
 
 
-Output: TypeAlias = SendFrame | Read | Take | Found | Ready
+class BlobAsked(Struct, frozen=True):
+    """The peer wants a piece of a blob: call `give_blob` or `refuse_blob`, once."""
+
+    get: BlobGet
+
+
+class BlobCame(Struct, frozen=True):
+    """The peer's answer to `ask_blob`."""
+
+    head: Blob | BlobNone
+    data: bytes
+
+
+Output: TypeAlias = SendFrame | Read | Take | Found | Ready | BlobAsked | BlobCame
 
 
 class _Plan(Struct):
@@ -121,6 +138,10 @@ class Session:
         """The last request of the peer."""
         self._is_behind = False
         self._told: tuple[OpId, ...] = ()
+        self._blob_wanted: BlobGet | None = None
+        """What this side waits for."""
+        self._is_blob_due = False
+        """Whether the peer waits for a piece of a blob."""
 
     @property
     def is_fetching(self) -> bool:
@@ -173,6 +194,10 @@ class Session:
                 return self._receive_more(head)
             case Ops():
                 return self._receive_ops(head, blocks)
+            case BlobGet():
+                return self._receive_blob_get(head)
+            case Blob() | BlobNone():
+                return self._receive_blob(head, blocks)
 
     def _receive_hello(self, hello: Hello) -> list[Output]:
         if self.peer is not None:
@@ -289,6 +314,51 @@ class Session:
             return []
         self._expected += 1
         return [SendFrame(encode_frame(More(request)))]
+
+    # -- blobs --
+
+    @property
+    def is_blob_wanted(self) -> bool:
+        """Whether this side waits for a piece of a blob."""
+        return self._blob_wanted is not None
+
+    def ask_blob(self, blob: BlobId, offset: int, hops: int, is_list: bool = False) -> list[Output]:
+        """Ask for a piece of a blob; one at a time.
+
+        Raises:
+            ValueError: another one is under way.
+        """
+        if self._blob_wanted is not None:
+            raise ValueError("one piece at a time")
+        self._blob_wanted = BlobGet(bytes(blob), offset, hops, is_list)
+        return [SendFrame(encode_frame(self._blob_wanted))]
+
+    def give_blob(self, total: int, data: bytes) -> list[Output]:
+        """Answer the peer with a piece."""
+        self._is_blob_due = False
+        return [SendFrame(encode_frame(Blob(total, len(data)), [data]))]
+
+    def refuse_blob(self, later: bool = False) -> list[Output]:
+        """Answer the peer that the blob is not here; `later`: that it is being fetched."""
+        self._is_blob_due = False
+        return [SendFrame(encode_frame(BlobNone(later)))]
+
+    def _receive_blob_get(self, get: BlobGet) -> list[Output]:
+        if self._is_blob_due:
+            raise PeerError("the peer asked for a blob before its last answer had come")
+        if not (codec.is_op_id(get.cid) or (codec.is_raw_blob_id(get.cid) and not get.list)):
+            raise PeerError("the peer asked for what is no blob")
+        self._is_blob_due = True
+        return [BlobAsked(get)]
+
+    def _receive_blob(self, head: Blob | BlobNone, blocks: list[bytes]) -> list[Output]:
+        wanted = self._blob_wanted
+        if wanted is None:
+            raise PeerError("the peer sent a blob that nobody asked for")
+        if isinstance(head, Blob) and head.size != min(limits.BLOB_PIECE_BYTES, head.total - wanted.offset):
+            raise PeerError("the peer sent a piece of a blob that does not fit")
+        self._blob_wanted = None
+        return [BlobCame(head, blocks[0] if blocks else b"")]
 
     # -- live --
 

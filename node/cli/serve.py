@@ -40,10 +40,6 @@ def announce(shell: Shell, node: Node, addresses: dict[str, str]) -> None:
     shell.note(f"The page is at {addresses['local']}; it asks for the token in {shell.data / TOKEN_FILE}.")
     if addresses["peer"]:
         shell.note(f"Other nodes connect with --peer {addresses['peer']}.")
-    else:
-        shell.note(
-            "Without --listen others can't fetch this node's files: models that it bids with would count as missing."
-        )
     shell.note("Stop it with Ctrl-C.")
 
 

@@ -57,7 +57,7 @@ async def handle_genesis(request: web.Request) -> web.Response:
 
 
 async def handle_blob(request: web.Request) -> web.StreamResponse:
-    """Stream a blob that is here; nothing is fetched for other nodes."""
+    """Stream a blob that is here; what is fetched for other nodes is asked for over `/sync`."""
     node = request.app[NODE]
     blob = BlobId(codec.parse_cid(request.match_info["cid"]))
     if node.blobs.find_size(blob) is None:

@@ -43,10 +43,14 @@ class NodeProcess:
         self.peer = ""
         self.log = folder.with_suffix(".log")
 
-    async def start(self, *peers: str, witness: bool = False, flags: tuple[str, ...] = ()) -> NodeProcess:
+    async def start(
+        self, *peers: str, witness: bool = False, flags: tuple[str, ...] = (), listen: bool = True
+    ) -> NodeProcess:
         """Start the process and wait until it serves."""
         command = [sys.executable, "-m", "node.serve", "--data", str(self.folder), "--local", "127.0.0.1:0"]
-        command += ["--listen", "127.0.0.1:0", "--tip-wait-s", "5", "--debounce-ms", "20", *flags]
+        command += ["--tip-wait-s", "5", "--debounce-ms", "20", *flags]
+        if listen:
+            command += ["--listen", "127.0.0.1:0"]
         for peer in peers:
             command += ["--peer", peer]
         if witness:

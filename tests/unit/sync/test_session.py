@@ -12,10 +12,13 @@ from crdtchain import limits
 from crdtchain.errors import PeerError
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Profile, SignedOp
-from crdtchain.scalars import OpId
+from crdtchain.scalars import BlobId, OpId
 from crdtchain.shapes import decode_op
 from crdtchain.sync.messages import (
     PROTOCOL_VERSION,
+    Blob,
+    BlobGet,
+    BlobNone,
     Get,
     Heads,
     Hello,
@@ -25,7 +28,7 @@ from crdtchain.sync.messages import (
     encode_frame,
     encode_ops,
 )
-from crdtchain.sync.session import Found, Output, Read, Ready, SendFrame, Session, Take
+from crdtchain.sync.session import BlobAsked, BlobCame, Found, Output, Read, Ready, SendFrame, Session, Take
 from tests.builders import World, bulk_history, bulk_world
 
 
@@ -262,9 +265,11 @@ def test_one_request_at_a_time() -> None:
         Heads(b"\x01\x71\x12\x20" + bytes(32), 7),
         Get(3, b"", bytes(36)),
         More(9),
+        BlobGet(bytes(36), 7, 4, True),
+        BlobNone(True),
     ],
 )
-def test_messages_come_back_as_they_were(message: Hello | Heads | Get | More) -> None:
+def test_messages_come_back_as_they_were(message: Hello | Heads | Get | More | BlobGet | BlobNone) -> None:
     assert decode_frame(encode_frame(message)) == (message, [])
 
 
@@ -287,6 +292,8 @@ def test_a_damaged_frame_is_a_message_or_a_peer_error_and_the_session_lives(data
         encode_frame(Heads(network, 7)),
         encode_frame(Get(3, network, network)),
         encode_ops([b"one", b"three"]),
+        encode_frame(BlobGet(network, 0, 4, True)),
+        encode_frame(Blob(3, 3), [b"abc"]),
     ])))
     place = data.draw(st.integers(0, len(frame) - 1))
     frame[place] = data.draw(st.integers(0, 255))
@@ -299,3 +306,41 @@ def test_a_damaged_frame_is_a_message_or_a_peer_error_and_the_session_lives(data
 def test_a_frame_above_the_bound_is_refused() -> None:
     with pytest.raises(PeerError, match="at most"):
         decode_frame(bytes(limits.FRAME_BYTES_MAX + 1))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_frame(Blob(3, 3), [b"ab"]),
+        encode_frame(Blob(3, 3), [b"abcd"]),
+        encode_frame(Blob(2**20, limits.BLOB_PIECE_BYTES + 1), [bytes(limits.BLOB_PIECE_BYTES + 1)]),
+        encode_frame(Blob(limits.BLOB_BYTES_MAX + 1, 1), [b"a"]),
+        encode_frame(BlobGet(bytes(36), 0, limits.BLOB_HOPS_MAX + 1, False)),
+        encode_frame(BlobGet(bytes(35), 0, 0, False)),
+        encode_frame(BlobNone(False), [b"a"]),
+    ],
+)
+def test_frames_of_blobs_beyond_their_bounds_are_refused(frame: bytes) -> None:
+    with pytest.raises(PeerError):
+        decode_frame(frame)
+
+
+def test_a_piece_of_a_blob_is_asked_for_and_answered_one_at_a_time() -> None:
+    session, network = make_met()
+    blob = BlobId(network)
+    with pytest.raises(PeerError, match="nobody asked for"):
+        session.receive(encode_frame(Blob(3, 3), [b"abc"]))
+    session.ask_blob(blob, 0, 0)
+    with pytest.raises(ValueError, match="one piece"):
+        session.ask_blob(blob, 0, 0)
+    with pytest.raises(PeerError, match="does not fit"):
+        session.receive(encode_frame(Blob(4, 3), [b"abc"]))
+    assert session.receive(encode_frame(Blob(3, 3), [b"abc"])) == [BlobCame(Blob(3, 3), b"abc")]
+    assert not session.is_blob_wanted
+    get = BlobGet(bytes(blob), 0, 4, True)
+    assert session.receive(encode_frame(get)) == [BlobAsked(get)]
+    with pytest.raises(PeerError, match="before its last answer"):
+        session.receive(encode_frame(get))
+    assert session.give_blob(3, b"abc") == [SendFrame(encode_frame(Blob(3, 3), [b"abc"]))]
+    with pytest.raises(PeerError, match="no blob"):
+        session.receive(encode_frame(BlobGet(bytes(36), 0, 0, False)))
