@@ -9,7 +9,7 @@ Invariants:
 1. `decode_frame(encode_frame(m)) == m`, and every frame that is not one message exactly is a `PeerError`.
 2. Nothing is built from a frame beyond its own length; blocks are not looked into here.
 
-Source: the messages of docs/protocol/sync.md. Not here: what follows from a message (`session`).
+Source: none; a reader of a frame needs nothing but this file. Not here: what follows from a message (`session`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Set reconciliation (`tree`, `tree_reply`) will replace the way in which a side f
 of `Hello.heads`, `Heads` and `compute_delta`, and `get` will name ids and ranges; `Found`, `fetch`, pages, `more` and
 live push stay as they are.
 
-Source: docs/protocol/sync.md. Not here: signatures, waiting ops (`replica`), limits by rate (the driver).
+Source: docs/protocol/README.md. Not here: signatures, waiting ops (`replica`), limits by rate (the driver).
 """
 
 from __future__ import annotations

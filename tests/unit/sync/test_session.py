@@ -28,7 +28,18 @@ from crdtchain.sync.messages import (
     encode_frame,
     encode_ops,
 )
-from crdtchain.sync.session import BlobAsked, BlobCame, Found, Output, Read, Ready, SendFrame, Session, Take
+from crdtchain.sync.session import (
+    PAGES_IN_FLIGHT,
+    BlobAsked,
+    BlobCame,
+    Found,
+    Output,
+    Read,
+    Ready,
+    SendFrame,
+    Session,
+    Take,
+)
 from tests.builders import World, bulk_history, bulk_world
 
 
@@ -143,16 +154,16 @@ def test_equal_sides_send_two_frames_and_no_ops() -> None:
     assert talk(*sides) == 0
 
 
-def test_two_pages_are_in_flight_and_another_only_after_one_is_stored() -> None:
+def test_three_pages_are_in_flight_and_another_only_after_one_is_stored() -> None:
     history = bulk_history(jobs=6, authors=6)
     full, fresh = Side(history, 1), Side(history[:1], 2)
     fresh.stores_at_once = False
     start(full, fresh)
     talk(full, fresh)
-    assert len(fresh.takes) == 2
+    assert len(fresh.takes) == PAGES_IN_FLIGHT == 3
     fresh.store(fresh.takes[0])
     talk(full, fresh)
-    assert len(fresh.takes) == 3
+    assert len(fresh.takes) == PAGES_IN_FLIGHT + 1
 
 
 def test_new_ops_are_pushed_to_who_does_not_have_them() -> None:
@@ -181,7 +192,7 @@ def test_what_is_new_while_a_peer_catches_up_is_found_by_the_heads_afterwards() 
     full.perform(full.session.push([(signed.op.id, signed.block)]))
     assert not full.out
     fresh.stores_at_once = True
-    for take in fresh.takes[:2]:
+    for take in fresh.takes[:PAGES_IN_FLIGHT]:
         fresh.store(take)
     talk(full, fresh)
     assert signed.op.id in fresh.ledger
@@ -225,8 +236,8 @@ def test_answers_that_nobody_asked_for_are_refused() -> None:
     with pytest.raises(PeerError, match="nobody asked for"):
         session.receive(encode_ops([b"x"], 1))
     session.fetch([OpId(b"\x01\x71\x12\x20" + bytes(32))])
-    session.receive(encode_ops([b"x"], 1))
-    session.receive(encode_ops([b"x"], 1))
+    for _ in range(PAGES_IN_FLIGHT):
+        session.receive(encode_ops([b"x"], 1))
     with pytest.raises(PeerError, match="before the last one was acknowledged"):
         session.receive(encode_ops([b"x"], 1))
 
@@ -288,13 +299,19 @@ def test_any_bytes_are_a_message_or_a_peer_error(data: bytes) -> None:
 @given(st.data())
 def test_a_damaged_frame_is_a_message_or_a_peer_error_and_the_session_lives(data: st.DataObject) -> None:
     session, network = make_met()
-    frame = bytearray(data.draw(st.sampled_from([
-        encode_frame(Heads(network, 7)),
-        encode_frame(Get(3, network, network)),
-        encode_ops([b"one", b"three"]),
-        encode_frame(BlobGet(network, 0, 4, True)),
-        encode_frame(Blob(3, 3), [b"abc"]),
-    ])))
+    frame = bytearray(
+        data.draw(
+            st.sampled_from(
+                [
+                    encode_frame(Heads(network, 7)),
+                    encode_frame(Get(3, network, network)),
+                    encode_ops([b"one", b"three"]),
+                    encode_frame(BlobGet(network, 0, 4, True)),
+                    encode_frame(Blob(3, 3), [b"abc"]),
+                ]
+            )
+        )
+    )
     place = data.draw(st.integers(0, len(frame) - 1))
     frame[place] = data.draw(st.integers(0, 255))
     try:
