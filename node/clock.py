@@ -27,9 +27,7 @@ def _monotonic_ms() -> int:
 class Clock:
     """Tells the time, and remembers by how much it jumped."""
 
-    def __init__(
-        self, wall_ms: Callable[[], int] = _wall_ms, monotonic_ms: Callable[[], int] = _monotonic_ms
-    ) -> None:
+    def __init__(self, wall_ms: Callable[[], int] = _wall_ms, monotonic_ms: Callable[[], int] = _monotonic_ms) -> None:
         self._wall_ms = wall_ms
         self._monotonic_ms = monotonic_ms
         self._offset_ms = wall_ms() - monotonic_ms()

@@ -1,13 +1,13 @@
 """A node's data folder: what lies where, and how a node, a network, a membership begins.
 
-    key              the author's key (adapters.keys), 0600
-    lock             held while a process uses the folder
-    ledger.sqlite    ops, snapshot, notes (adapters.sqlite_store)
-    genesis.cbor     the network's first block, for people and tools; the store has it too
-    blobs/           blobs by CID (node.blobs)
-    token            the secret that the local port asks for, 0600
-    config.toml      settings (node.config), written by people
-    node.json        addresses of the running node, 0600; not there when none runs
+key              the author's key (adapters.keys), 0600
+lock             held while a process uses the folder
+ledger.sqlite    ops, snapshot, notes (adapters.sqlite_store)
+genesis.cbor     the network's first block, for people and tools; the store has it too
+blobs/           blobs by CID (node.blobs)
+token            the secret that the local port asks for, 0600
+config.toml      settings (node.config), written by people
+node.json        addresses of the running node, 0600; not there when none runs
 """
 
 from __future__ import annotations
@@ -235,5 +235,3 @@ async def _begin(folder: Path, genesis: SignedOp) -> None:
         write_private(folder / GENESIS_FILE, genesis.block)
     finally:
         await store.close()
-
-

@@ -357,5 +357,3 @@ class Runtime:
         # The cost grows with the ledger, so the pauses do as well.
         if self.save_snapshot is not None and self.unsaved_count >= max(SNAPSHOT_OPS, len(self.ledger) // 4):
             await self.save_snapshot()
-
-

@@ -385,4 +385,3 @@ def add_routes(app: web.Application) -> None:
     """Add all of them to an application."""
     for route in ROUTES:
         app.router.add_route(route.method, API + route.path, route.handler)
-

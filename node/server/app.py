@@ -34,9 +34,7 @@ def make_peer_app(node: Node) -> web.Application:
 
 def make_local_app(node: Node, guard: Guard) -> web.Application:
     """Return the application of the local port."""
-    app = web.Application(
-        middlewares=[catch_problems, guard.middleware], client_max_size=limits.HTTP_BODY_BYTES_MAX
-    )
+    app = web.Application(middlewares=[catch_problems, guard.middleware], client_max_size=limits.HTTP_BODY_BYTES_MAX)
     app[NODE] = node
     app.on_response_prepare.append(add_headers)
     app.router.add_get("/", views.handle_page)

@@ -67,8 +67,9 @@ _PROBLEM: Final = {
 
 def _make_operation(route: Route) -> dict[str, Any]:
     answers: dict[str, Any] = {
-        str(route.status): {"description": "Done.", "content": {route.answer_type: {}}} if route.status != 101 else
-        {"description": "A WebSocket."},
+        str(route.status): {"description": "Done.", "content": {route.answer_type: {}}}
+        if route.status != 101
+        else {"description": "A WebSocket."},
         "default": {
             "description": "A problem.",
             "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},

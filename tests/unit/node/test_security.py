@@ -85,7 +85,9 @@ def test_headers_that_come_twice_are_refused() -> None:
     assert is_let_in("GET", "/api/v1/status", *right)
     assert not is_let_in("GET", "/api/v1/status", *right, ("Host", HOST))
     assert not is_let_in("GET", "/api/v1/status", *right, ("Authorization", f"Bearer {TOKEN}"))
-    assert not is_let_in("GET", "/api/v1/status", *right, ("Origin", f"http://{HOST}"), ("Origin", "http://evil.example"))
+    assert not is_let_in(
+        "GET", "/api/v1/status", *right, ("Origin", f"http://{HOST}"), ("Origin", "http://evil.example")
+    )
 
 
 def test_a_websocket_may_bring_the_token_as_a_subprotocol_and_nothing_else_may() -> None:
