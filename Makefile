@@ -49,7 +49,10 @@ system: ## as root on Debian: docker, Chromium and Python; starts dockerd when n
 
 .PHONY: test
 test: $(DEV_STAMP) ## the whole suite (CI=true: a missing part is a failure instead of a skip)
-	@$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
+	@status=0; \
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not alone" $(ARGS) || { code=$$?; [ $$code = 5 ] || status=$$code; }; \
+	$(PYTEST) -m alone $(ARGS) || { code=$$?; [ $$code = 5 ] || status=$$code; }; \
+	exit $$status
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff, its formatter, mypy --strict, import contracts

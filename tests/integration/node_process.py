@@ -21,7 +21,7 @@ from node.datadir import create_data, found_network, join_network, read_node_fil
 
 ROOT = Path(__file__).parents[2]
 START_S = 20.0
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 async def wait_until(holds: Callable[[], Awaitable[object]], what: str, seconds: float = WAIT_S) -> None:
@@ -48,9 +48,11 @@ class NodeProcess:
     ) -> NodeProcess:
         """Start the process and wait until it serves."""
         command = [sys.executable, "-m", "node.serve", "--data", str(self.folder), "--local", "127.0.0.1:0"]
-        command += ["--tip-wait-s", "5", "--debounce-ms", "20", *flags]
+        command += ["--tip-wait-s", "5", "--debounce-ms", "20"]
         if listen:
             command += ["--listen", "127.0.0.1:0"]
+        # The last one counts, so a test may choose another address.
+        command += flags
         for peer in peers:
             command += ["--peer", peer]
         if witness:

@@ -29,7 +29,7 @@ from node.jobfile import load_toml
 from node.worker.sandbox.docker import describe_process
 from tests.conftest import has_part
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(480)]
 
 ROOT: Final = Path(__file__).parents[2]
 APART_S: Final = 36

@@ -27,6 +27,8 @@ from node.worker.runtime_market import RuntimeMarket
 from node.worker.sandbox.wasm import WasmSandbox
 from node.worker.strategy import Honest
 
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(300)]
+
 DELTA_MS, TICK_MS = 200, 500
 JOB = Path(__file__).parents[2] / "examples/digits-wasm/job.toml"
 POLICY = Policy(min_time_left_s=1, runtimes=("wasm",))
