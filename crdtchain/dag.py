@@ -22,6 +22,7 @@ from typing import Literal
 
 from crdtchain.chains import Chains
 from crdtchain.crdts.frontier import Clock, join_frontiers
+from crdtchain.crdts.gset import GrowOnlySet
 from crdtchain.crdts.heads import Heads
 from crdtchain.ops import VALUE_KINDS, Kind, Op
 from crdtchain.scalars import Author, OpId
@@ -39,14 +40,13 @@ class Dag:
     def __init__(self, witnesses: Sequence[Author]) -> None:
         self.chains = Chains()
         self.heads: Heads[int] = Heads()
-        self.ids: list[OpId] = []
+        self._hold(GrowOnlySet())
         self.author_keys: list[Author] = list(witnesses)
         """Witnesses have the first numbers, in genesis' order."""
         self.witness_count = len(witnesses)
         self.clocks: list[Clock] = []
         self._newest_author = NONE
         """The author whose first op was placed last, or -1."""
-        self._numbers: dict[OpId, int] = {}
         self._author_numbers: dict[Author, int] = {key: number for number, key in enumerate(witnesses)}
         self.authors = array("i")
         self.kinds = array("b")
@@ -57,6 +57,12 @@ class Dag:
         """For each op the last value op of its chain, itself included; -1 for none."""
         self._parents = array("i")
         self._parents_end = array("q")
+
+    def _hold(self, ops: GrowOnlySet[OpId]) -> None:
+        """Take a set of ops as this graph's; its list and map are held directly too, for they are read all the time."""
+        self.ops = ops
+        self.ids = ops.items
+        self._numbers = ops.numbers
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,8 +159,7 @@ class Dag:
         self._newest_author = NONE if author in self._author_numbers else len(self.author_keys)
         author_number = self.author_number(author)
         self.chains.add(author_number, seq, prev)
-        self.ids.append(op)
-        self._numbers[op] = number
+        self.ops.add(op)
         self.authors.append(author_number)
         self.kinds.append(kind)
         self.times.append(time)
@@ -178,9 +183,8 @@ class Dag:
         links_start = self._parents_end[-2] if len(self._parents_end) > 1 else 0
         del self._parents[links_start:]
         self.chains.undo(author)
-        del self._numbers[self.ids[-1]]
+        self.ops.undo()
         for column in (
-            self.ids,
             self.clocks,
             self.authors,
             self.kinds,
@@ -293,19 +297,18 @@ class Dag:
             column = getattr(self, name)
             del column[:]
             column.frombytes(columns[name])
-        self.ids = [OpId(cid) for cid in _split(columns["ids"], 36)]
+        self._hold(GrowOnlySet(OpId(cid) for cid in _split(columns["ids"], 36)))
         self.author_keys = [Author(key) for key in _split(columns["author_keys"], 32)]
         self.heads = Heads(_read("i", columns["heads"]))
         values, ends = _read("i", columns["clocks"]), _read("q", columns["clocks_end"])
         shared: dict[Clock, Clock] = {}
         slices = (tuple(values[start:end]) for start, end in pairwise([0, *ends]))
         self.clocks = [shared.setdefault(clock, clock) for clock in slices]
-        self._numbers = {op: number for number, op in enumerate(self.ids)}
         self._author_numbers = {key: number for number, key in enumerate(self.author_keys)}
         self.chains = Chains.load(columns, self.authors)
         rows = [len(getattr(self, name)) for name in _COLUMNS if name != "_parents"]
         totals = [*self._parents_end[-1:], *ends[-1:]]
-        if {*rows, len(self.clocks), len(self._numbers)} != {len(self.ids)} or totals != [
+        if {*rows, len(self.clocks), len(columns["ids"]) // 36} != {len(self.ids)} or totals != [
             len(self._parents),
             len(values),
         ]:

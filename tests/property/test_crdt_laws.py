@@ -188,6 +188,11 @@ def test_sets_and_maps_answer_like_the_plain_ones(items: list[tuple[int, int]]) 
     assert len(values) == len(set(items))
     assert not items or items[0] in values
     assert [values.add(item) for item in items] == [False] * len(items)
+    assert [values.items[number] for number in values.merge(make_set(items[::-1]))] == list(make_set(items[::-1]))
+    assert values.add((99, 99))
+    values.undo()
+    assert values == make_set(items)
+    assert (99, 99) not in values
     mapping = make_multimap(items)
     assert {key: set(found) for key, found in mapping.items()} == {
         key: {value for name, value in items if name == key} for key, _ in items
