@@ -35,6 +35,7 @@ from crdtchain.sync.session import Session
 from node.blobs import Blobs
 from node.config import Settings
 from node.datadir import BLOBS_FOLDER, load_key
+from node.dialer import dial
 from node.events import PeerConnected, PeerDropped, SyncProgress
 from node.intake import Intake
 from node.ledger_file import open_ledger
@@ -105,7 +106,10 @@ class Node:
                 self.runtime.hold_signing("a configured peer's copy of the own chain")
                 group.create_task(self._stop_waiting())
             background = [group.create_task(self.runtime.run()), group.create_task(self.peers.watch())]
-            background.extend(group.create_task(self.peers.dial(http, peer)) for peer in self.settings.peers)
+            background.extend(
+                group.create_task(dial(http, peer, self.peers.talk, self.peers.failures))
+                for peer in self.settings.peers
+            )
             try:
                 yield
             finally:

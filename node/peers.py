@@ -7,7 +7,7 @@ Invariants:
 2. A stored op is pushed once over one connection to each node but its source; what is dropped on the way is found by
    `probe`.
 
-Not here: listening (`server.app`), what happens with ops (`runtime`).
+Not here: dialling (`dialer`), listening (`server.app`), what happens with ops (`runtime`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import aiohttp
-from yarl import URL
-
 from crdtchain import limits
-from crdtchain.errors import PeerError, UsageError
+from crdtchain.errors import PeerError
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author, OpId
 from crdtchain.sync.messages import IDS_MAX
@@ -34,26 +30,9 @@ from node.link import Link, LinkOwner, Socket
 SILENCE_S: Final = 10.0
 ASKS_MAX: Final = 3
 ASKED_MAX: Final = 4_096
-BACKOFF_S: Final = (0.25, 30.0)
 PROBE_S: Final = 10.0
 
 log = logging.getLogger(__name__)
-
-
-def parse_peer_url(text: str) -> URL:
-    """Read the URL of a peer's port: http or https (ws or wss mean the same), or `HOST:PORT`.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    try:
-        url = URL(text if "://" in text else f"http://{text}")
-        scheme = {"http": "http", "ws": "http", "https": "https", "wss": "https"}.get(url.scheme)
-        if scheme is None or not url.host or url.path not in ("", "/") or url.query_string or url.user:
-            raise ValueError
-        return URL.build(scheme=scheme, host=url.host, port=url.port)
-    except ValueError:
-        raise UsageError(f"{text!r} is not the address of a peer; one looks like http://HOST:PORT") from None
 
 
 class Peers:
@@ -102,25 +81,6 @@ class Peers:
             if self._asking is link:
                 self._asking = None
             self.fetch_next()
-
-    async def dial(self, http: aiohttp.ClientSession, text: str) -> None:
-        """Keep a connection to a configured peer: for ever, with a growing pause between attempts."""
-        url, pause_s = parse_peer_url(text), BACKOFF_S[0]
-        while True:
-            started_s = time.monotonic()
-            try:
-                async with asyncio.timeout(limits.HANDSHAKE_S):
-                    socket = await http.ws_connect(
-                        url / "sync", compress=0, max_msg_size=limits.FRAME_BYTES_MAX + 1, heartbeat=limits.PING_S
-                    )
-                self.failures.pop(text, None)
-                self.failures[text] = await self.talk(socket, str(url), is_configured=True)
-            except (OSError, aiohttp.ClientError, TimeoutError, PeerError) as error:
-                self.failures[text] = f"nobody answers at {url}: {error}" if str(error) else f"nobody answers at {url}"
-            if time.monotonic() - started_s > 5:
-                pause_s = BACKOFF_S[0]
-            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
-            pause_s = min(2 * pause_s, BACKOFF_S[1])
 
     async def watch(self) -> None:
         """Tell peers the heads from time to time, and give up on silent ones."""

@@ -8,7 +8,7 @@ import pytest
 
 from crdtchain.errors import UsageError
 from node.config import Settings, default_data_dir, load_settings, split_host_port
-from node.peers import parse_peer_url
+from node.dialer import parse_peer_url
 
 
 def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
