@@ -82,6 +82,10 @@ class RangeTree:
         """Return the key of an op as 74 hexadecimal digits."""
         return f"{self._depths[number]:010x}{self._ids[number][_ID_PREFIX:].hex()}"
 
+    def digest(self, number: int) -> bytes:
+        """Return the digest of an op's id: 32 bytes."""
+        return self._ids[number][_ID_PREFIX:]
+
     def _order(self, number: int) -> tuple[int, bytes]:
         return self._depths[number], self._ids[number]
 
@@ -151,6 +155,10 @@ class RangeTree:
     def value(self, region: Region) -> bytes:
         """Return the value of a region of this tree."""
         return self._hash(region) if type(region) is Branch else self._hash_leaf(region)  # type: ignore[arg-type]
+
+    def value_of(self, numbers: Sequence[int]) -> bytes:
+        """Return the value that a region of these ops has: at most 32, ascending by key."""
+        return self._hash_leaf(numbers)
 
     def child_values(self, branch: Branch) -> list[bytes | None]:
         """Return the values of a branch's 16 children, None for an empty one."""
