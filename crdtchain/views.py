@@ -370,6 +370,7 @@ def ledger_status(ledger: Ledger, state_digest: bytes) -> dict[str, Json]:
         "name": params.name,
         "ops": len(ledger),
         "heads": [format_cid(head) for head in ledger.dag.head_ids()],
+        "sample": [format_cid(op) for op in sample_ops(ledger)],
         "heads_digest": ledger.heads_digest().hex(),
         "state_digest": state_digest.hex(),
         "jobs": len(ledger.jobs.jobs),
@@ -377,6 +378,15 @@ def ledger_status(ledger: Ledger, state_digest: bytes) -> dict[str, Json]:
         "quorum": params.quorum,
         "equivocations": sum(ledger.dag.chains.is_forked(author) for author in range(len(ledger.dag.author_keys))),
     }
+
+
+def sample_ops(ledger: Ledger) -> list[OpId]:
+    """Return ops from ever longer ago: where heads are unknown to another side, one of these tells it what is here."""
+    ids, distance, found = ledger.dag.ids, 1, list[OpId]()
+    while distance < len(ids):
+        found.append(ids[len(ids) - distance])
+        distance *= 2
+    return [*found, ids[0]]
 
 
 def params_to_json(ledger: Ledger) -> dict[str, Json]:

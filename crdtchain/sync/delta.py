@@ -7,13 +7,19 @@ walk costs the part of the graph above the oldest op that is missing, once for e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Protocol
 
-from crdtchain.dag import Dag
+
+class Graph(Protocol):
+    """Ops by number, each above all that it links to."""
+
+    def links(self, number: int) -> Sequence[int]:
+        """Return what an op links to by prev and parents."""
 
 
-def compute_delta(dag: Dag, want: Iterable[int], have: Iterable[int]) -> list[int]:
+def compute_delta(dag: Graph, want: Iterable[int], have: Iterable[int]) -> list[int]:
     """Return the numbers in past(want) and not in past(have), ascending: parents come first."""
     had = set(have)
     queued = had | set(want)

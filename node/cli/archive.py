@@ -1,60 +1,72 @@
-"""`export` and `import`: a ledger, or part of it, as a CAR file. Both work with and without a running node."""
+"""`export` and `import`: a ledger, or part of it, as a CAR file. Both work with and without a running node.
+
+A file begins with genesis, also one with no more than what another side lacks: so it says of which network it is. Its
+roots are the heads of what it has. What `import` does is in `importing`.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import quote
 
+import msgspec
 import typer
 
 from crdtchain import codec, limits
-from crdtchain.adapters.car import CarWriter, read_car
-from crdtchain.adapters.keys import sodium_verifier
-from crdtchain.adapters.sqlite_store import SqliteStore
+from crdtchain.adapters.car import CarWriter
 from crdtchain.adapters.store import STORE_FILE
 from crdtchain.codec import format_cid, parse_cid
-from crdtchain.errors import InvalidOpError, NoPeerError, RuleError, StoreError, UsageError
-from crdtchain.ledger.state import Ledger
+from crdtchain.errors import StoreError, UsageError
 from crdtchain.ops import Attest, Bid, Claim, Job, Kind, Op, Reveal, SignedOp, Stake, Vote
 from crdtchain.scalars import BlobId, OpId
 from crdtchain.shapes import decode_op
-from crdtchain.verify import verify_op
-from node.blobs import Blobs, decode_chunk_list
-from node.cli.remote import connect
+from crdtchain.sync.delta import compute_delta
+from node.cli.importing import import_car
 from node.cli.shell import Shell, command, find_one
-from node.client import NodeClient
-from node.config import load_settings
-from node.datadir import BLOBS_FOLDER, GENESIS_FILE, validate_genesis, write_private
-from node.ledger_file import open_ledger
+from node.datadir import BLOBS_FOLDER
 
-WAITING: Final = "waiting"
+STATUS_BYTES_MAX: Final = 16 * 2**20
 _LIST_SUFFIX: Final = ".list"
 
 
-@dataclass
-class Imported:
-    """What an import did: counts, and ops that were refused."""
+class TheirStatus(msgspec.Struct, frozen=True):
+    """What `export --for` reads of another side's `status --json`."""
 
-    added: int = 0
-    known: int = 0
-    waiting: int = 0
-    blobs: int = 0
-    rejected: list[dict[str, str]] = field(default_factory=list)
-
-    def reject(self, op: bytes, error: InvalidOpError) -> None:
-        """Note an op that breaks a rule."""
-        self.rejected.append({"op": format_cid(op), "rule": error.code, "text": str(error)})
+    network: str
+    heads: list[str]
+    sample: list[str] = msgspec.field(default_factory=list)
 
 
-# -- out --
+class Choice(msgspec.Struct):
+    """What goes into a file."""
+
+    ops: list[SignedOp]
+    """In causal order."""
+    heads: int = 0
+    """Heads that the other side named."""
+    unknown_heads: int = 0
+    """Those of them that are not here: so the other side holds ops that this one lacks."""
+
+
+class History:
+    """The ops of a data folder by number, in causal order: a graph for `compute_delta`."""
+
+    def __init__(self, ops: Mapping[OpId, SignedOp]) -> None:
+        self.ops = list(ops.values())
+        self._numbers = {op: number for number, op in enumerate(ops)}
+
+    def find(self, op: OpId) -> int | None:
+        """Return the number of an op, or None when it is not here."""
+        return self._numbers.get(op)
+
+    def links(self, number: int) -> Sequence[int]:
+        """Return what an op links to."""
+        return [self._numbers[link] for link in list_links(self.ops[number].op)]
 
 
 def read_blocks(folder: Path) -> Iterator[bytes]:
@@ -143,39 +155,80 @@ def parse_moment(text: str) -> int | None:
     return round(moment.timestamp() * 1000)
 
 
-def read_heads(path: Path) -> list[OpId]:
-    """Return the heads of another node's `status --json`.
+def read_status(path: Path, network: OpId) -> TheirStatus:
+    """Read another side's `status --json`.
 
     Raises:
-        UsageError: the file is not that.
+        UsageError: the file is not that, or of another network.
     """
+    what = f"the file {path} is not what `crdtchain status --json` prints"
     try:
-        status = json.loads(path.read_text("utf-8"))
-        return [OpId(parse_cid(head)) for head in status["heads"]]
+        with path.open("rb") as file:
+            data = file.read(STATUS_BYTES_MAX + 1)
+        if len(data) > STATUS_BYTES_MAX:
+            raise UsageError(f"{what}: it has more than {STATUS_BYTES_MAX // 2**20} MiB")
+        status = msgspec.json.decode(data, type=TheirStatus)
     except OSError as error:
         raise UsageError(f"the file {path} can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"the file {path} is not what `crdtchain status --json` prints") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{what}: {error}") from None
+    if status.network != format_cid(network):
+        theirs, ours = status.network[:80], format_cid(network)
+        raise UsageError(f"the file {path} is the status of another network, {theirs}; this one is {ours}")
+    if not status.heads:
+        raise UsageError(f"{what}: it names no heads")
+    return status
 
 
-def choose_ops(ops: Mapping[OpId, SignedOp], job: str | None, until: str | None, other: Path | None) -> list[SignedOp]:
-    """Return the ops to be exported, in causal order."""
-    chosen = set(ops)
+def read_ids(path: Path, texts: Iterable[str]) -> list[OpId]:
+    """Return the ids of a status' list.
+
+    Raises:
+        UsageError: one is no id of an op.
+    """
+    try:
+        ids = [OpId(parse_cid(text)) for text in texts]
+    except UsageError as error:
+        raise UsageError(f"the file {path} names a head that is no id: {error}") from None
+    if not all(map(codec.is_op_id, ids)):
+        raise UsageError(f"the file {path} names a head that is no id of an op")
+    return ids
+
+
+def find_lacked(ops: Mapping[OpId, SignedOp], path: Path) -> Choice:
+    """Return what the side whose status a file has lacks, as far as that is known here.
+
+    A head that is not here says nothing about what is; then the status' sample of older ops does. An op too many does
+    no harm: the other side knows it.
+    """
+    history = History(ops)
+    status = read_status(path, next(iter(ops)))
+    heads = read_ids(path, status.heads)
+    known = [history.find(op) for op in (*heads, *read_ids(path, status.sample))]
+    unknown_heads = sum(history.find(head) is None for head in heads)
+    want = [number for signed in find_tops(history.ops) if (number := history.find(signed.op.id)) is not None]
+    lacked = compute_delta(history, want, [0, *(number for number in known if number is not None)])
+    return Choice([history.ops[number] for number in lacked], len(heads), unknown_heads)
+
+
+def choose_ops(ops: Mapping[OpId, SignedOp], job: str | None, until: str | None, other: Path | None) -> Choice:
+    """Return what is to be exported."""
+    choice = Choice(list(ops.values())) if other is None else find_lacked(ops, other)
+    chosen = {signed.op.id for signed in choice.ops}
     if job is not None:
         ids = {format_cid(op): op for op, signed in ops.items() if signed.op.kind is Kind.JOB}
         chosen &= find_past(ops, find_job_ops(ops, ids[find_one(job, ids, "job")]))
     if until is not None:
         chosen &= find_until(ops, until)
-    if other is not None:
-        chosen -= find_past(ops, read_heads(other))
-    return [signed for op, signed in ops.items() if op in chosen]
+    choice.ops = [signed for op, signed in ops.items() if op in chosen]
+    return choice
 
 
-def find_roots(chosen: Iterable[SignedOp]) -> list[bytes]:
-    """Return the heads of some ops: those to which none of them links."""
-    rows = list(chosen)
+def find_tops(ops: Iterable[SignedOp]) -> list[SignedOp]:
+    """Return those of some ops to which none of them links, sorted by id."""
+    rows = list(ops)
     linked = {link for signed in rows for link in list_links(signed.op)}
-    return sorted(signed.op.id for signed in rows if signed.op.id not in linked)
+    return sorted((row for row in rows if row.op.id not in linked), key=lambda row: row.op.id)
 
 
 def list_blobs(chosen: Iterable[SignedOp]) -> list[BlobId]:
@@ -206,163 +259,41 @@ def read_blob_sections(folder: Path, blob: BlobId) -> Iterator[tuple[bytes, byte
             yield codec.compute_blob_id(data), data
 
 
-def export(
-    shell: Shell, target: Path, choose: Callable[[Mapping[OpId, SignedOp]], list[SignedOp]], blobs: bool
-) -> None:
-    """Write chosen ops, and their blobs if wanted, into a CAR."""
-    chosen = choose(load_ops(shell.data))
-    if not chosen:
-        shell.note("The other side has everything already: the file has no ops.")
-    wanted = list_blobs(chosen) if blobs else []
+def export(shell: Shell, target: Path, job: str | None, until: str | None, other: Path | None, blobs: bool) -> None:
+    """Write ops, and their blobs if wanted, into a CAR."""
+    ops = load_ops(shell.data)
+    genesis = next(iter(ops.values()))
+    choice = choose_ops(ops, job, until, other)
+    wanted = list_blobs(choice.ops) if blobs else []
     missing = [blob for blob in wanted if not (shell.data / BLOBS_FOLDER / format_cid(blob)).exists()]
-    with CarWriter(target, find_roots(chosen)) as writer:
-        for signed in chosen:
+    in_file = [genesis, *(signed for signed in choice.ops if signed is not genesis)]
+    with CarWriter(target, [signed.op.id for signed in find_tops(choice.ops or in_file)]) as writer:
+        for signed in in_file:
             writer.write(signed.op.id, signed.block)
         for blob in wanted:
             for cid, data in read_blob_sections(shell.data, blob):
                 writer.write(cid, data)
-    if missing:
-        shell.note(f"{len(missing)} blobs are not here, and so not in the file.")
     values = {
-        "file": str(target), "ops": len(chosen), "blobs": len(wanted) - len(missing),
+        "file": str(target), "ops": len(choice.ops), "blobs": len(wanted) - len(missing),
         "missing_blobs": [format_cid(blob) for blob in missing], "bytes": target.stat().st_size,
+        "unknown_heads": choice.unknown_heads,
     }  # fmt: skip
-    shell.show(values, f"{target}: {len(chosen)} ops, {len(wanted) - len(missing)} blobs, {values['bytes']} bytes")
+    for text in describe_gaps(choice, len(missing)):
+        shell.note(text)
+    shell.show(values, f"{target}: {len(choice.ops)} ops, {values['blobs']} blobs, {values['bytes']} bytes")
 
 
-# -- in --
-
-
-class BlobAssembler:
-    """Puts chunks behind the list that names them together again."""
-
-    def __init__(self) -> None:
-        self._expected: list[BlobId] = []
-        self._parts: list[bytes] = []
-
-    def take(self, cid: bytes, block: bytes) -> bytes | None:
-        """Take a section that is no op; returns a whole blob when there is one."""
-        if not codec.is_raw_blob_id(cid):
-            _, self._expected = decode_chunk_list(block)
-            self._parts = []
-            return None
-        if not self._expected or cid != self._expected[len(self._parts)]:
-            return block
-        self._parts.append(block)
-        if len(self._parts) < len(self._expected):
-            return None
-        whole, self._expected, self._parts = b"".join(self._parts), [], []
-        return whole
-
-
-def is_op_block(cid: bytes, block: bytes) -> bool:
-    """Whether a section is an op: an array of two, where a list of chunks is a map."""
-    return codec.is_op_id(cid) and block[:1] == b"\x82"
-
-
-async def import_online(client: NodeClient, file: Path) -> Imported:
-    """Hand the blocks of a CAR to the running node."""
-    done, blobs = Imported(), BlobAssembler()
-    for cid, block in read_car(file):
-        if is_op_block(cid, block):
-            try:
-                answer = await client.submit_block(block)
-            except RuleError as error:
-                done.reject(cid, error)
-                continue
-            done.waiting += answer["status"] == WAITING
-            done.known += answer["status"] == "known"
-            done.added += answer["status"] not in (WAITING, "known")
-        elif (whole := blobs.take(cid, block)) is not None:
-            await client.put_blob(whole)
-            done.blobs += 1
-    return done
-
-
-class OfflineImport:
-    """Takes the blocks of a CAR into a data folder in which no node runs."""
-
-    def __init__(self, folder: Path, store: SqliteStore) -> None:
-        self._folder = folder
-        self._store = store
-        self._ledger: Ledger | None = None
-        self.done = Imported()
-
-    async def run(self, file: Path) -> Imported:
-        """Import a file; ops whose links are missing are left out and counted as waiting."""
-        if await self._store.count():
-            self._ledger = await open_ledger(self._store, self._folder)
-        quota = load_settings(self._folder).blob_quota_mib * 2**20
-        blobs, assembler = Blobs(self._folder / BLOBS_FOLDER, self._store.blobs, quota), BlobAssembler()
-        await blobs.open()
-        for cid, block in read_car(file):
-            if is_op_block(cid, block):
-                await self._take(OpId(cid), block)
-            elif (whole := assembler.take(cid, block)) is not None:
-                await blobs.put_bytes(whole)
-                self.done.blobs += 1
-        return self.done
-
-    async def _take(self, op: OpId, block: bytes) -> None:
-        if self._ledger is not None and op in self._ledger:
-            self.done.known += 1
-            return
-        try:
-            signed = decode_op(block)
-            if signed.op.kind is Kind.GENESIS:
-                await self._found(signed)
-            elif self._ledger is None:
-                raise UsageError("the file does not begin with a genesis, and this folder belongs to no network")
-            elif self._ledger.dag.missing(signed.op):
-                self.done.waiting += 1
-                return
-            else:
-                verify_op(signed, self._ledger.params.network, sodium_verifier)
-                self._ledger.add(signed.op)
-        except InvalidOpError as error:
-            self.done.reject(op, error)
-            return
-        await self._store.append([signed], durable=False)
-        self.done.added += 1
-
-    async def _found(self, signed: SignedOp) -> None:
-        """Begin with a genesis.
-
-        Raises:
-            UsageError: the folder belongs to another network.
-        """
-        if self._ledger is not None:
-            there = format_cid(self._ledger.params.network)
-            raise UsageError(f"the file is of another network; {self._folder} belongs to {there}")
-        validate_genesis(signed)
-        self._ledger = Ledger(signed.op)
-        await asyncio.to_thread(write_private, self._folder / GENESIS_FILE, signed.block)
-
-
-async def import_file(shell: Shell, file: Path) -> Imported:
-    """Take a CAR: by the running node, or else into the data folder."""
-    try:
-        async with connect(shell) as client:
-            return await import_online(client, file)
-    except NoPeerError:
-        pass
-    shell.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = SqliteStore(shell.data)
-    await store.open()
-    try:
-        return await OfflineImport(shell.data, store).run(file)
-    finally:
-        await store.close()
-
-
-def _import(shell: Shell, file: Path) -> None:
-    done = shell.run(import_file(shell, file))
-    text = f"{done.added} ops added, {done.known} known, {done.waiting} waiting, {done.blobs} blobs"
-    shell.show(asdict(done), text)
-    if done.rejected:
-        first = done.rejected[0]
-        count = len(done.rejected)
-        raise RuleError(first["rule"], f"{count} ops were rejected, the first, {first['op']}: {first['text']}")
+def describe_gaps(choice: Choice, missing_blobs: int) -> Iterator[str]:
+    """Yield what people should know about a file."""
+    if not choice.ops:
+        yield "The other side has everything already: the file has no ops but genesis."
+    if choice.unknown_heads:
+        yield (
+            f"{choice.unknown_heads} of the other side's {choice.heads} heads are not here: it holds ops that this one "
+            "lacks. Give it this side's `crdtchain status --json`, so that it can export them."
+        )
+    if missing_blobs:
+        yield f"{missing_blobs} blobs are not here, and so not in the file."
 
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE.car", help="A CAR file, version 1.")]
@@ -390,11 +321,11 @@ def add_to(app: typer.Typer) -> None:
         """Write the ledger, or part of it, into a CAR file."""
         if full and (job or until or other):
             raise UsageError("--full does not go with --job, --until or --for")
-        export(shell, file, lambda ops: choose_ops(ops, job, until, other), blobs)
+        export(shell, file, job, until, other, blobs)
 
     @command(app, "import", "import ledger.car")
     def import_(shell: Shell, file: FileArgument) -> None:
         """Take the ops and blobs of a CAR file; each op is judged like one from a peer."""
         if not file.is_file():
             raise UsageError(f"there is no file {file}")
-        _import(shell, file)
+        import_car(shell, file)

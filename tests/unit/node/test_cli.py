@@ -26,7 +26,8 @@ from crdtchain.errors import (
     UsageError,
 )
 from node.cli.accounts import show_account
-from node.cli.archive import BlobAssembler, parse_moment
+from node.cli.archive import parse_moment
+from node.cli.importing import BlobAssembler
 from node.cli.job_watch import render
 from node.cli.main import app, main
 from node.cli.network import parse_grants
@@ -221,7 +222,7 @@ def test_export_import_and_audit_work_without_a_node(tmp_path: Path, capsys: pyt
     code, out, _ = call(capsys, "import", str(car), "--data", second, "--json")
     assert code == 0 and json.loads(out)["added"] == 1
     code, out, _ = call(capsys, "import", str(car), "--data", second, "--json")
-    assert json.loads(out) == {"added": 0, "known": 1, "waiting": 0, "blobs": 0, "rejected": []}
+    assert json.loads(out) == {"added": 0, "known": 1, "waiting": 0, "blobs": 0, "rejected": [], "missing": []}
     for source in (str(car), second):
         code, out, _ = call(capsys, "audit", source, "--json")
         assert code == 0 and json.loads(out)["ok"] and json.loads(out)["ops"] == 1
