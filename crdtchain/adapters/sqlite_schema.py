@@ -57,6 +57,20 @@ MIGRATIONS: Final = (
         added_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE addresses (
+        url TEXT NOT NULL PRIMARY KEY,
+        source TEXT NOT NULL,
+        node BLOB CHECK (node IS NULL OR length(node) = 32),
+        told_by BLOB CHECK (told_by IS NULL OR length(told_by) = 32),
+        reach INTEGER NOT NULL,
+        first_ms INTEGER NOT NULL,
+        seen_ms INTEGER NOT NULL,
+        success_ms INTEGER NOT NULL,
+        failures INTEGER NOT NULL CHECK (failures >= 0),
+        next_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 
