@@ -9,8 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +20,7 @@ import typer
 from rich.console import Console
 
 from crdtchain.errors import SandboxError, UsageError
-from node.cli.shell import AnswerNoError, Shell, command
+from node.cli.shell import AnswerNoError, Shell, command, end_on_signals
 from node.datadir import TOKEN_FILE
 
 
@@ -238,21 +237,6 @@ async def _hold(console: Console, company: Any) -> None:
             task.uncancel()
 
 
-@asynccontextmanager
-async def end_on_signals() -> AsyncIterator[None]:
-    """Treat SIGTERM, and a terminal that goes away, as Ctrl-C is treated."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
 
@@ -276,7 +260,7 @@ def add_to(app: typer.Typer) -> None:
         async def work() -> bool:
             from node.demo.company import DemoError
 
-            async with end_on_signals():
+            async with end_on_signals(signal.SIGTERM, signal.SIGHUP):
                 try:
                     return await play(shell, wish, Console(stderr=shell.as_json, highlight=False))
                 except DemoError as error:

@@ -14,9 +14,11 @@ import functools
 import inspect
 import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
@@ -86,6 +88,23 @@ class Shell:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run asynchronous work to its end."""
         return asyncio.run(work)
+
+
+@asynccontextmanager
+async def end_on_signals(*numbers: signal.Signals) -> AsyncIterator[None]:
+    """Let each of these signals cancel the task that runs this block, also one that this process was told to ignore.
+
+    A shell starts what runs in the background with SIGINT ignored, and Python then leaves it so.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in numbers:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def write_document(value: object, indent: int | None = 2) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +18,7 @@ import typer
 from crdtchain.codec import format_cid
 from crdtchain.errors import SandboxError
 from node.cli.remote import connect
-from node.cli.shell import Shell, command, shorten
+from node.cli.shell import Shell, command, end_on_signals, shorten
 from node.node import Node
 from node.worker.loop import Worker, WorkerEvent
 from node.worker.policy import Policy, load_policy
@@ -109,9 +111,18 @@ async def run_beside(shell: Shell, policy: Policy) -> None:
     """Work against a running node until cancelled."""
     from node.worker.client_market import open_market
 
-    async with connect(shell) as client, open_market(client) as market, open_sandboxes(policy) as sandboxes:
-        shell.note(f"Working with {' and '.join(sorted(sandboxes))}; stop with Ctrl-C.")
-        await Worker(market, sandboxes, policy, shell.data / WORK_FOLDER, on_event=make_printer(shell)).run()
+    try:
+        # With SIGTERM too, runs are ended and their folders removed.
+        async with (
+            end_on_signals(signal.SIGINT, signal.SIGTERM),
+            connect(shell) as client,
+            open_market(client) as market,
+            open_sandboxes(policy) as sandboxes,
+        ):
+            shell.note(f"Working with {' and '.join(sorted(sandboxes))}; stop with Ctrl-C.")
+            await Worker(market, sandboxes, policy, shell.data / WORK_FOLDER, on_event=make_printer(shell)).run()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def add_to(app: typer.Typer) -> None:

@@ -16,6 +16,7 @@ Not here: which jobs (`policy`), the runs (`training`), the votes (`verifying`),
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -261,10 +262,10 @@ class Worker:
     async def _stir(self, timeout_s: float) -> None:
         """Wait for the next snapshot, or for a time."""
         async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
-            except TimeoutError:
-                return
+            # Not wait_for: before Python 3.12 it forgets that it was cancelled when what it waits for has just come.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
 
     async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do something with the node until it answers."""

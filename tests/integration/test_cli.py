@@ -258,7 +258,14 @@ def test_a_node_with_a_worker_serves_and_a_worker_beside_a_node_is_interrupted(
     dave.serve("--peer", url, "--listen", "127.0.0.1:0")
     until(lambda: dave.ask("status")["balance"] == 200, 30)
     with (tmp_path / "work.log").open("w") as log:
-        worker = bob.start("work", tmp_path / "train.toml", stdout=subprocess.DEVNULL, stderr=log)
+        # As a shell starts what runs in the background.
+        worker = bob.start(
+            "work",
+            tmp_path / "train.toml",
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        )
         try:
             job = dave.ask("job", "post", write_job(tmp_path, "14s"))["id"]
             last = dave.ask("job", "watch", job)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +16,10 @@ from crdtchain.ledger.rules import compute_commitment
 from crdtchain.scalars import BlobId, Credits, Micros, OpId
 from node.jobfile import compute_data_id
 from node.worker.evaluate import Evaluation
+from node.worker.loop import Worker
 from node.worker.market import BidView, JobView, RevealView
 from node.worker.materials import Materials, make_schema
+from node.worker.policy import Policy
 from node.worker.sandbox.base import Mode, Status
 from node.worker.shelf import Note, Shelf
 from node.worker.strategy import Honest
@@ -46,6 +50,40 @@ def test_a_run_gets_the_whole_limit_when_there_is_time() -> None:
     assert plan_seconds(3_600_000, 500, 120, Pace()) == 120
     assert plan_seconds(10_000, 500, 120, Pace()) == 5
     assert plan_seconds(4_000, 500, 120, Pace()) == 0
+
+
+class ManyMoments:
+    """A market that has nothing and stirs at every turn of the loop."""
+
+    me = ALICE
+
+    def now_ms(self) -> int:
+        return NOW
+
+    async def balance(self) -> Credits:
+        return Credits(0)
+
+    async def jobs(self) -> list[JobView]:
+        return []
+
+    async def wait(self, timeout_s: float) -> None:
+        await asyncio.sleep(0)
+
+
+async def interrupt_worker(turns: int, folder: Path) -> None:
+    market: Any = ManyMoments()
+    task = asyncio.create_task(Worker(market, {}, Policy(verify="only"), folder).run())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(20):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_a_worker_that_is_interrupted_at_any_moment_ends(tmp_path: Path) -> None:
+    for turns in range(60):
+        asyncio.run(interrupt_worker(turns, tmp_path))
 
 
 @pytest.mark.parametrize(
