@@ -54,6 +54,9 @@ CHUNK_BYTES: Final = 2**20
 BLOB_PIECE_BYTES: Final = 256 * 1024
 BLOB_HOPS_MAX: Final = 4
 
+SCOPE_BYTES_MAX: Final = 8_192
+"""Bytes of what a partial replica says that it keeps."""
+
 FRAME_BYTES_MAX: Final = 2**20
 BATCH_OPS_MAX: Final = 200
 PAGE_BYTES: Final = 256 * 1024
@@ -64,7 +67,73 @@ WAITING_PEER_OPS_MAX: Final = 64
 WAITING_PEER_BYTES_MAX: Final = 512 * 1024
 OUTBOUND_BYTES_MAX: Final = 4 * 2**20
 CONNECTIONS_IN_MAX: Final = 64
+CONNECTIONS_OUT_MAX: Final = 8
 CONNECTIONS_ADDRESS_MAX: Final = 4
+SOCKETS_MAX: Final = 128
+"""Connections to the peer port, whatever they ask for: a process has few descriptors, and its store needs some."""
+SOCKETS_ADDRESS_MAX: Final = 16
+"""Of them, those of one address."""
+HALF_OPEN_MAX: Final = 32
+"""Peers that have not finished their handshake."""
 HANDSHAKE_S: Final = 10
 PING_S: Final = 20
 HTTP_BODY_BYTES_MAX: Final = 2**20
+
+AHEAD_TAKE_MS: Final = 300_000
+"""An op dated so far ahead of our clock is taken at once."""
+AHEAD_HOLD_MS: Final = 900_000
+"""An op dated so far ahead is held until its time has come; one further ahead is not taken for now."""
+HELD_OPS_MAX: Final = 1_024
+HELD_BYTES_MAX: Final = 4 * 2**20
+HELD_PEER_OPS_MAX: Final = 64
+HELD_PEER_BYTES_MAX: Final = 512 * 1024
+
+AUTHOR_OPS_S: Final = 10
+"""Live ops of one author with credits, a second."""
+AUTHOR_OPS_BURST: Final = 200
+NEWCOMER_OPS_S: Final = 1
+"""Live ops of all authors without credits together, a second."""
+NEWCOMER_OPS_BURST: Final = 16
+WITNESS_OPS_S: Final = 100
+"""Live ops of one witness, a second."""
+WITNESS_OPS_BURST: Final = 2_000
+AUTHORS_MAX: Final = 16_384
+"""Authors whose allowances are kept at once; further ones share that of authors without credits."""
+REMEMBERED_MAX: Final = 8_192
+"""Deferred ops that are remembered, so that what follows them on their chains is deferred too, and charged ones."""
+NEEDED_STEPS_MAX: Final = 256
+"""So many waiting ops are looked at to find out whether one of them needs an op."""
+PULL_DELAY_S: Final = (1, 60)
+"""How long a peer that offered too much is not asked for what it has besides: at first, and at most."""
+
+LINK_OPS_S: Final = 200
+"""Live ops of one connection, a second."""
+LINK_OPS_BURST: Final = 2_000
+LINK_BYTES_S: Final = 2**20
+"""Live bytes of one connection, a second."""
+LINK_BYTES_BURST: Final = 2**23
+LINK_WORK_S: Final = 100
+"""Work that a peer's requests may cost, a second, in units of `node.admission.WORK`."""
+LINK_WORK_BURST: Final = 1_000
+
+QUOTA_PERCENT: Final = 90
+"""Above this part of the quota, or of the room that there is, foreign ops and blobs are refused."""
+
+PENALTY_HALF_LIFE_MS: Final = 3_600_000
+"""Broken rules count half after so long."""
+PENALTY_SCORE_MAX: Final = 4
+"""From this score on, the square of the number of broken rules, new connections are refused for a while."""
+PENALTY_STEP_MS: Final = 15_000
+"""How long they are refused for each point of the score."""
+PENALTY_MAX_MS: Final = 3_600_000
+PENALTIES_MAX: Final = 4_096
+"""Nodes and addresses whose broken rules are remembered; the least burdened are forgotten first."""
+
+SKEW_MAX_MS: Final = 300_000
+"""A witness whose clock differs more from its peers' stops, or by more than Δ, if that is less."""
+SKEW_MIN_MS: Final = 60_000
+"""A smaller difference stops nobody, however small Δ is: what a peer tells takes time to come."""
+SKEW_PEERS_MIN: Final = 3
+"""So many peers' clocks make a judgement."""
+SKEW_ODD_MS: Final = 86_400_000
+"""A clock that differs by more is broken, and left out."""

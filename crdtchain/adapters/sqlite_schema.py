@@ -71,6 +71,14 @@ MIGRATIONS: Final = (
         next_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE penalties (
+        key TEXT NOT NULL PRIMARY KEY,
+        thousandths INTEGER NOT NULL CHECK (thousandths >= 0),
+        at_ms INTEGER NOT NULL,
+        refused_until_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 
