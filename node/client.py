@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -152,8 +152,8 @@ class NodeClient:
 
     # -- blobs --
 
-    async def put_blob(self, content: bytes | Path) -> str:
-        """Store bytes or a file as a blob; returns its CID."""
+    async def put_blob(self, content: bytes | Path, on_bytes: Callable[[int], None] | None = None) -> str:
+        """Store bytes or a file as a blob; returns its CID. `on_bytes` is told of each part that is sent."""
         headers = {"Content-Type": "application/octet-stream"}
         if isinstance(content, Path):
             try:
@@ -162,12 +162,16 @@ class NodeClient:
                 raise UsageError(f"the file {content} can't be read: {error.strerror}") from None
         else:
             data = _cut(content)
+        if on_bytes is not None:
+            data = _count(data, on_bytes)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         async with self._request("PUT", "blobs", data=data, headers=headers, timeout=timeout) as response:
             return str((await response.json())["cid"])
 
-    async def get_blob(self, cid: str, target: Path) -> int:
-        """Write a blob to a file, which the node fetches from a peer if need be; returns its size in bytes.
+    async def get_blob(self, cid: str, target: Path, on_bytes: Callable[[int], None] | None = None) -> int:
+        """Write a blob to a file, which the node fetches from peers if need be; returns its size in bytes.
+
+        `on_bytes` is told of each part that was written.
 
         Raises:
             NoPeerError: nobody who is connected has it.
@@ -181,6 +185,8 @@ class NodeClient:
                     async for part in response.content.iter_chunked(256 * 1024):
                         size += len(part)
                         await asyncio.to_thread(file.write, part)
+                        if on_bytes is not None:
+                            on_bytes(len(part))
             await asyncio.to_thread(fresh.replace, target)
         except OSError as error:
             raise UsageError(f"the file {target} can't be written: {error.strerror}") from None
@@ -204,6 +210,23 @@ class NodeClient:
                     raise UsageError(f"the blob {cid} has more than {size_max} bytes")
                 parts.append(part)
         return b"".join(parts)
+
+    async def blobs(self) -> Json:
+        """Return the blobs at the node, why each stays, and what is being fetched."""
+        return await self._get("blobs")
+
+    async def pin_blob(self, cid: str, is_pinned: bool = True) -> Json:
+        """Have a blob stay at the node, which fetches it if need be, or let it go when there is no room."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        path = f"blobs/{cid}/{'pin' if is_pinned else 'unpin'}"
+        async with self._request("POST", path, json={}, timeout=timeout) as response:
+            return dict(await response.json())
+
+    async def remove_blob(self, cid: str, force: bool = False) -> Json:
+        """Remove a blob from the node; with `force` also one that an open job needs."""
+        query = {"force": "1"} if force else None
+        async with self._request("DELETE", f"blobs/{cid}", json={}, params=query) as response:
+            return dict(await response.json())
 
     # -- events --
 
@@ -265,6 +288,12 @@ async def _read_problem(response: aiohttp.ClientResponse) -> CrdtchainError:
     if kind == "rejected":
         return RuleError(str(content.get("code", "")), detail)
     return _BY_TYPE.get(kind, UsageError)(detail)
+
+
+async def _count(parts: AsyncIterator[bytes], on_bytes: Callable[[int], None]) -> AsyncIterator[bytes]:
+    async for part in parts:
+        yield part
+        on_bytes(len(part))
 
 
 async def _cut(content: bytes) -> AsyncIterator[bytes]:

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from crdtchain.scalars import Author, OpId
+from crdtchain.scalars import Author, BlobId, OpId
 
 QUEUE_MAX: Final = 1_024
 
@@ -68,13 +68,31 @@ class SyncProgress(Struct, frozen=True, tag="sync_progress"):
     """Ops that the peer said it has."""
 
 
+class BlobProgress(Struct, frozen=True, tag="blob_progress"):
+    """So much of a blob has come from peers and was checked; told a few times a second."""
+
+    blob: BlobId
+    state: str
+    """`fetching`, `done` or `failed`."""
+    done: int
+    """Bytes that are here."""
+    total: int
+    """Bytes of the whole; 0: not known yet."""
+    sources: int
+    """Peers that are sending."""
+    rate: int
+    """Bytes a second, lately."""
+
+
 class Missed(Struct, frozen=True, tag="missed"):
     """The listener was too slow, and lost so many events."""
 
     count: int
 
 
-Event: TypeAlias = OpAdded | OpRejected | JobChanged | PeerConnected | PeerDropped | SyncProgress | Missed
+Event: TypeAlias = (
+    OpAdded | OpRejected | JobChanged | PeerConnected | PeerDropped | SyncProgress | BlobProgress | Missed
+)
 
 
 class Listener:

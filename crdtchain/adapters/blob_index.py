@@ -5,12 +5,21 @@ from __future__ import annotations
 import builtins
 import sqlite3
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from crdtchain.adapters.store import BlobRow
 from crdtchain.scalars import BlobId
 
 T = TypeVar("T")
+
+WHOLE: Final = "whole"
+"""State of a blob that was put here: it stays."""
+PINNED: Final = "pinned"
+"""State of a blob that somebody wants to stay."""
+FETCHED: Final = "fetched"
+"""State of a blob that came from a peer, or that somebody let go: it may be removed when there is no room."""
+COMPLETE: Final = frozenset({WHOLE, PINNED, FETCHED})
+"""States of blobs whose files are complete and were checked."""
 
 _COLUMNS = "SELECT cid, size, state, added_ms FROM blobs"
 
@@ -28,7 +37,7 @@ class SqliteBlobIndex:
     def __init__(self, call: Call) -> None:
         self._call = call
 
-    async def put(self, cid: BlobId, size: int, added_ms: int, state: str = "whole") -> None:
+    async def put(self, cid: BlobId, size: int, added_ms: int, state: str = WHOLE) -> None:
         """Add a blob, or change its size and state."""
         query = """
             INSERT INTO blobs (cid, size, state, added_ms) VALUES (?, ?, ?, ?)
@@ -39,7 +48,7 @@ class SqliteBlobIndex:
     async def has(self, cid: BlobId) -> bool:
         """Whether a blob is here as a whole."""
         row = await self.find(cid)
-        return row is not None and row.state == "whole"
+        return row is not None and row.state in COMPLETE
 
     async def find(self, cid: BlobId) -> BlobRow | None:
         """Return the row of a blob, or None."""
@@ -79,7 +88,7 @@ class MemoryBlobIndex:
         self._validate_open = validate_open
         self._rows: dict[BlobId, BlobRow] = {}
 
-    async def put(self, cid: BlobId, size: int, added_ms: int, state: str = "whole") -> None:
+    async def put(self, cid: BlobId, size: int, added_ms: int, state: str = WHOLE) -> None:
         """Add a blob, or change its size and state."""
         self._validate_open()
         before = self._rows.get(cid)
@@ -88,7 +97,7 @@ class MemoryBlobIndex:
     async def has(self, cid: BlobId) -> bool:
         """Whether a blob is here as a whole."""
         row = await self.find(cid)
-        return row is not None and row.state == "whole"
+        return row is not None and row.state in COMPLETE
 
     async def find(self, cid: BlobId) -> BlobRow | None:
         """Return the row of a blob, or None."""

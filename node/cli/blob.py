@@ -1,34 +1,143 @@
-"""`blob put`, `blob get`: files by their content."""
+"""`blob put`, `blob get` and what is kept: files by their content."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
 
+from crdtchain import limits
 from crdtchain.codec import parse_cid
-from crdtchain.errors import UsageError
-from node.cli.remote import connect
-from node.cli.shell import Shell, command, make_group
+from crdtchain.errors import NoPeerError, UsageError
+from node.cli.remote import connect, is_full_cid
+from node.cli.shell import Shell, command, find_one, make_group, shorten
+from node.client import NodeClient
+
+BAR_BYTES: Final = limits.CHUNK_BYTES
+"""Smaller files come and go without a bar."""
+
+CidArgument = Annotated[str, typer.Argument(metavar="CID", help="The blob's full id, or the beginning of one here.")]
+
+
+class Bar:
+    """A bar on stderr that appears when there is something to wait for."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._done = 0
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Show how far it is; small files are not shown."""
+        if total <= BAR_BYTES:
+            return
+        if self._task is None:
+            self._task = self._progress.add_task(what)
+        self._done = done
+        self._progress.update(self._task, description=what, completed=done, total=total)
+
+    def add(self, what: str, size: int, total: int) -> None:
+        """Show that so many bytes more are done."""
+        self.show(what, self._done + size, total)
+
+
+@contextmanager
+def open_bar(shell: Shell) -> Iterator[Bar]:
+    """Show a bar on stderr for the length of a block."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=shell.err) as progress:
+        yield Bar(progress)
+
+
+async def watch_fetch(client: NodeClient, cid: str, bar: Bar) -> None:
+    """Show how far the node's fetch of a blob is, until cancelled."""
+    with contextlib.suppress(NoPeerError):
+        async for event in client.events():
+            if event["type"] == "blob_progress" and event["blob"] == cid and event["total"]:
+                sources = event["sources"]
+                bar.show(f"from {sources} peer{'s' if sources != 1 else ''}", event["done"], event["total"])
+
+
+async def fetch(shell: Shell, cid: str, output: Path) -> int:
+    """Write a blob to a file, with a bar; returns its size."""
+    async with connect(shell) as client:
+        with open_bar(shell) as bar:
+            watching = asyncio.create_task(watch_fetch(client, cid, bar))
+            try:
+                return await client.get_blob(cid, output)
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+
+
+async def send(shell: Shell, file: Path, size: int) -> str:
+    """Store a file as a blob, with a bar; returns its id."""
+    async with connect(shell) as client:
+        with open_bar(shell) as bar:
+            return await client.put_blob(file, lambda part: bar.add("to the node", part, size))
+
+
+async def find_blob(client: NodeClient, text: str) -> str:
+    """Return the full id of a blob; a full one need not be here."""
+    return (
+        text if is_full_cid(text) else find_one(text, [row["cid"] for row in (await client.blobs())["blobs"]], "blob")
+    )
+
+
+def show_list(found: dict[str, Any], out: Console) -> None:
+    """Print the blobs of a node for people."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("CID")
+    table.add_column("size", justify="right")
+    table.add_column("kept")
+    for row in found["blobs"]:
+        kept = row["kept"] or "until room is needed"
+        table.add_row(shorten(row["cid"]), decimal(row["size"]), kept if row["whole"] else f"unfinished, {kept}")
+    for row in found["fetching"]:
+        table.add_row(shorten(row["cid"]), decimal(row["total"]), f"being fetched: {decimal(row['done'])} are here")
+    out.print(table)
+    out.print(f"{decimal(found['bytes'])} of {decimal(found['quota'])} are used.", markup=False)
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     group = make_group(app, "blob", "Keep and fetch files by their content.")
+    _add_transfers(group)
+    _add_keeping(group)
 
+
+def _add_transfers(group: typer.Typer) -> None:
     @command(group, "put", "blob put model.npz")
     def put(shell: Shell, file: Annotated[Path, typer.Argument(metavar="FILE", help="At most 256 MiB.")]) -> None:
         """Keep a file and offer it to peers; prints its id."""
         if not file.is_file():
             raise UsageError(f"there is no file {file}")
-
-        async def work() -> str:
-            async with connect(shell) as client:
-                return await client.put_blob(file)
-
-        cid = shell.run(work())
-        shell.show({"cid": cid, "size": file.stat().st_size}, cid)
+        size = file.stat().st_size
+        cid = shell.run(send(shell, file, size))
+        shell.show({"cid": cid, "size": size}, cid)
 
     @command(group, "get", "blob get bafkrei… -o model.npz")
     def get(
@@ -36,12 +145,54 @@ def add_to(app: typer.Typer) -> None:
         cid: Annotated[str, typer.Argument(metavar="CID", help="The blob's full id.")],
         output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes.")],
     ) -> None:
-        """Fetch a blob, from peers if need be, into a file."""
+        """Fetch a blob, from all peers that have it if need be, into a file; what has come is not fetched again."""
         parse_cid(cid)
-
-        async def work() -> int:
-            async with connect(shell) as client:
-                return await client.get_blob(cid, output)
-
-        size = shell.run(work())
+        size = shell.run(fetch(shell, cid, output))
         shell.show({"cid": cid, "file": str(output), "size": size}, f"{output}: {size} bytes")
+
+
+def _add_keeping(group: typer.Typer) -> None:
+    @command(group, "list", "blob list")
+    def list_(shell: Shell) -> None:
+        """Show the blobs here, what they take, and why each stays."""
+
+        async def work() -> dict[str, Any]:
+            async with connect(shell) as client:
+                return await client.blobs()
+
+        found = shell.run(work())
+        shell.show(found, lambda out: show_list(found, out))
+
+    @command(group, "pin", "blob pin bafkrei…")
+    def pin(shell: Shell, cid: CidArgument) -> None:
+        """Have a blob stay, also when room is needed; it is fetched if it is not here."""
+        _set_pinned(shell, cid, True)
+
+    @command(group, "unpin", "blob unpin bafkrei…")
+    def unpin(shell: Shell, cid: CidArgument) -> None:
+        """Let a blob go when room is needed, also one that was put here; what an open job needs stays until then."""
+        _set_pinned(shell, cid, False)
+
+    @command(group, "rm", "blob rm bafkrei…")
+    def rm(
+        shell: Shell,
+        cid: CidArgument,
+        force: Annotated[bool, typer.Option("--force", help="Also one that an open job needs.")] = False,
+    ) -> None:
+        """Remove a blob from this node now."""
+
+        async def work() -> dict[str, Any]:
+            async with connect(shell) as client:
+                return await client.remove_blob(await find_blob(client, cid), force)
+
+        done = shell.run(work())
+        shell.show(done, f"{done['cid']} is gone, {done['size']} bytes")
+
+
+def _set_pinned(shell: Shell, cid: str, is_pinned: bool) -> None:
+    async def work() -> dict[str, Any]:
+        async with connect(shell) as client:
+            return await client.pin_blob(await find_blob(client, cid), is_pinned)
+
+    done = shell.run(work())
+    shell.show(done, f"{done['cid']} {'stays' if is_pinned else 'may go when room is needed'}, {done['size']} bytes")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from crdtchain import codec, limits, views
+from crdtchain import codec, views
 from crdtchain.codec import Link
 from crdtchain.errors import UsageError
 from crdtchain.ledger.rules import compute_commitment
@@ -18,6 +17,7 @@ from crdtchain.scalars import Author, BlobId, OpId
 from crdtchain.shapes import decode_op
 from node.events import Event
 from node.node import Node
+from node.server import blobs
 from node.server.bodies import (
     BidInput,
     ClaimInput,
@@ -274,44 +274,6 @@ async def post_profile(request: web.Request) -> web.Response:
     return await _submit(request, Profile(name=given.name, about=given.about))
 
 
-# -- blobs --
-
-
-async def put_blob(request: web.Request) -> web.Response:
-    """Store the body as a blob, up to 256 MiB; answers its CID."""
-    node = request.app[NODE]
-    length = request.content_length
-    if length is not None and length > limits.BLOB_BYTES_MAX:
-        raise web.HTTPRequestEntityTooLarge(limits.BLOB_BYTES_MAX, length)
-    blob, size = await node.blobs.put(_stream(request))
-    return _json({"cid": codec.format_cid(blob), "size": size}, 201)
-
-
-async def _stream(request: web.Request) -> AsyncIterator[bytes]:
-    async for part in request.content.iter_chunked(256 * 1024):
-        yield part
-
-
-async def get_blob(request: web.Request) -> web.StreamResponse:
-    """Stream a blob, fetched from a peer if it is not here."""
-    node = request.app[NODE]
-    blob = BlobId(codec.parse_cid(request.match_info["cid"]))
-    if OpId(blob) in node.runtime.ledger:
-        raise UsageError("this is the id of an op, not of a blob")
-    await node.blobs.ensure(blob)
-    return blob_response(node, blob)
-
-
-def blob_response(node: Node, blob: BlobId) -> web.StreamResponse:
-    """Return an answer that streams a blob that is here."""
-    headers = {
-        "Content-Type": "application/vnd.ipld.raw",
-        "Content-Disposition": "attachment",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return web.FileResponse(node.blobs.path(blob), headers=headers, chunk_size=256 * 1024)
-
-
 # -- events --
 
 
@@ -365,7 +327,9 @@ ROUTES: Final = (
     Route("GET", "/jobs/{cid}", get_job, "One job: terms, leaderboard, outcome."),
     Route("GET", "/accounts", get_accounts, "All accounts."),
     Route("GET", "/accounts/{did}", get_account, "One account with its history."),
-    Route("GET", "/blobs/{cid}", get_blob, "A blob's content.", answer_type="application/vnd.ipld.raw"),
+    Route("GET", "/blobs", blobs.list_blobs, "The blobs here, why each stays, and what is being fetched."),
+    Route("GET", "/blobs/{cid}", blobs.get_blob, "A blob's content.", answer_type="application/vnd.ipld.raw"),
+    Route("HEAD", "/blobs/{cid}", blobs.head_blob, "A blob's size.", answer_type="application/vnd.ipld.raw"),
     Route("GET", "/events", get_events, "What happens from now on, server-sent.", answer_type="text/event-stream"),
     Route("POST", "/ops", post_op, "Take a block signed elsewhere.", body_type="application/cbor", status=201),
     Route("POST", "/jobs", post_job, "Post a job.", body=Job, status=201),
@@ -376,7 +340,10 @@ ROUTES: Final = (
     Route("POST", "/transfers", post_transfer, "Transfer credits.", body=TransferInput, status=201),
     Route("POST", "/claims", post_claim, "Claim a job or transfer.", body=ClaimInput, status=201),
     Route("POST", "/profiles", post_profile, "Name oneself.", body=ProfileInput, status=201),
-    Route("PUT", "/blobs", put_blob, "Store a blob.", body_type="application/octet-stream", status=201),
+    Route("PUT", "/blobs", blobs.put_blob, "Store a blob.", body_type="application/octet-stream", status=201),
+    Route("POST", "/blobs/{cid}/pin", blobs.pin_blob, "Have a blob stay, fetched if it is not here."),
+    Route("POST", "/blobs/{cid}/unpin", blobs.unpin_blob, "Let a blob go when there is no room."),
+    Route("DELETE", "/blobs/{cid}", blobs.remove_blob, "Remove a blob.", query=("force",)),
 )
 """Every address under `/api/v1`, the sync WebSocket aside."""
 

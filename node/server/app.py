@@ -14,6 +14,7 @@ from crdtchain import codec, limits
 from crdtchain.scalars import BlobId
 from node.node import Node
 from node.server import api, views
+from node.server.blobs import connect_blobs, send_blob
 from node.server.problems import catch_problems
 from node.server.security import Guard, add_headers
 from node.server.ws import NODE, handle_sync
@@ -37,6 +38,7 @@ def make_local_app(node: Node, guard: Guard) -> web.Application:
     app = web.Application(middlewares=[catch_problems, guard.middleware], client_max_size=limits.HTTP_BODY_BYTES_MAX)
     app[NODE] = node
     app.on_response_prepare.append(add_headers)
+    connect_blobs(node)
     app.router.add_get("/", views.handle_page)
     app.router.add_get("/healthz", views.handle_health)
     app.router.add_get("/metrics", views.handle_metrics)
@@ -56,11 +58,8 @@ async def handle_genesis(request: web.Request) -> web.Response:
 
 async def handle_blob(request: web.Request) -> web.StreamResponse:
     """Stream a blob that is here; what is fetched for other nodes is asked for over `/sync`."""
-    node = request.app[NODE]
     blob = BlobId(codec.parse_cid(request.match_info["cid"]))
-    if node.blobs.find_size(blob) is None:
-        raise web.HTTPNotFound
-    return api.blob_response(node, blob)
+    return await send_blob(request, blob)
 
 
 async def handle_blob_list(request: web.Request) -> web.Response:
