@@ -40,7 +40,15 @@ class RuleError(InvalidOpError):
 
 
 class PeerError(CrdtchainError):
-    """The other side of a connection broke the protocol or went away."""
+    """The other side of a connection broke the protocol or went away.
+
+    Attributes:
+        code: a stable word for the reason, for counters.
+    """
+
+    def __init__(self, text: str = "", code: str = "protocol") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class NoPeerError(PeerError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Final, Protocol, TypeAlias
 
 import aiohttp
@@ -17,11 +18,28 @@ from aiohttp import web
 from msgspec import Struct
 
 from crdtchain import limits
+from crdtchain.adapters.keys import is_accepted
 from crdtchain.errors import CrdtchainError, InvalidOpError, NoPeerError, PeerError, StoreError
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author, BlobId, OpId
 from crdtchain.sync.messages import TEXT_MAX, BlobGet
-from crdtchain.sync.session import BlobAsked, BlobCame, Found, Output, Read, Ready, SendFrame, Session, Take
+from crdtchain.sync.outputs import (
+    Announced,
+    BlobAsked,
+    BlobCame,
+    Check,
+    Found,
+    Output,
+    Prove,
+    Pulled,
+    Read,
+    Ready,
+    SendFrame,
+    Take,
+    Told,
+)
+from crdtchain.sync.pull import Trip
+from crdtchain.sync.session import Session
 from node.pace import Bucket
 
 CLOSE_CODE: Final = 4_000
@@ -56,26 +74,43 @@ class LinkOwner(Protocol):
     async def read_piece(self, get: BlobGet, link: Link) -> tuple[int, bytes] | bool:
         """Return the size of a blob and a piece of it; without it, whether it is being fetched for the peer."""
 
+    def sign(self, message: bytes) -> bytes:
+        """Sign with the node's key."""
+
+    def count_held(self, ops: Sequence[SignedOp]) -> int:
+        """Return how many of some ops are here, waiting ones not among them."""
+
     def on_ready(self, link: Link) -> None:
-        """The peer has said hello.
+        """The peer has proved its key.
 
         Raises:
             PeerError: it is not wanted.
         """
 
-    def on_found(self, link: Link, ids: Sequence[OpId]) -> None:
-        """The peer holds ops that are not here."""
+    def on_found(self, link: Link, is_sure: bool) -> None:
+        """The peer holds ops that are not here; unless it is sure, they may be on their way."""
 
     def on_page(self, link: Link, is_last: bool) -> None:
         """A page of an answer has been stored."""
+
+    def on_pulled(self, link: Link, trip: Trip) -> None:
+        """All that was asked of the peer has come."""
+
+    def on_copies(self, link: Link, count: int) -> None:
+        """The peer sent so many live ops, and all were here already."""
+
+    def on_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
+        """The peer holds new ops with these prefixes."""
+
+    def on_told(self, link: Link, urls: Sequence[str]) -> None:
+        """The peer says where other nodes answer."""
 
     def on_closed(self, link: Link, reason: str) -> None:
         """The connection has ended."""
 
 
 class _Pending(Struct):
-    request: int
-    is_last: bool
+    take: Take
     ops: asyncio.Future[list[SignedOp]]
 
 
@@ -83,19 +118,33 @@ class Link:
     """One connection to one peer."""
 
     def __init__(
-        self, owner: LinkOwner, session: Session, socket: Socket, name: str, address: str, is_configured: bool
+        self,
+        owner: LinkOwner,
+        session: Session,
+        socket: Socket,
+        name: str,
+        address: str,
+        is_configured: bool,
+        is_dialler: bool,
     ) -> None:
         self.name = name
         self.address = address
         self.is_configured = is_configured
         """Whether this node dialled it because its settings say so."""
+        self.is_dialler = is_dialler
+        """Whether this node dialled."""
         self.session = session
         self.is_ready = False
-        self.is_synced = False
-        """Whether all that the peer has named is here."""
+        """Whether the peer has proved its key and was taken."""
+        self.has_pruned = False
+        """Whether the peer was asked to announce only."""
+        self.pushed_s = 0.0
+        """When a live op was last sent."""
+        self.pulled_s = 0.0
+        """When a pull last ended."""
+        self.last_trip: Trip | None = None
+        """What the last pull took."""
         self.close_reason = ""
-        self.asked: dict[OpId, int] = {}
-        """How often the peer was asked for an op."""
         self._owner = owner
         self._socket = socket
         self._outbox: list[bytes] = []
@@ -113,8 +162,13 @@ class Link:
 
     @property
     def node(self) -> Author:
-        """The key that the peer's node says it has; empty before hello."""
-        return Author(b"" if self.session.peer is None else self.session.peer.node)
+        """The key that the peer's node has proved; empty before."""
+        return self.session.node
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether the peer held nothing that is not here, when it last said."""
+        return self.is_ready and not self.session.is_pulling and self.session.is_in_step
 
     async def run(self) -> str:
         """Talk until the connection ends; returns the reason."""
@@ -170,7 +224,7 @@ class Link:
     async def _watch_handshake(self) -> None:
         await asyncio.sleep(limits.HANDSHAKE_S)
         if not self.is_ready:
-            raise PeerError("the peer did not say hello in time")
+            raise PeerError("the peer did not say hello and prove its key in time", "handshake")
 
     # -- in --
 
@@ -198,7 +252,7 @@ class Link:
                 ops = asyncio.ensure_future(self._owner.prepare(output.blocks))
                 # When the connection ends first, nobody asks what became of them.
                 ops.add_done_callback(lambda done: done.cancelled() or done.exception())
-                await self._takes.put(_Pending(output.request, output.last, ops))
+                await self._takes.put(_Pending(output, ops))
             else:
                 self._perform([output])
 
@@ -213,26 +267,47 @@ class Link:
             match output:
                 case SendFrame():
                     self._put(output.frame)
-                case Read():
-                    if self._group is not None:
-                        self._group.create_task(self._guard(self._supply(output)))
-                case Found():
-                    self.is_synced = False
-                    self._owner.on_found(self, output.ids)
+                case Prove():
+                    self._perform(self.session.prove(self._owner.sign(output.message)))
+                case Check():
+                    if not is_accepted(Author(output.key), output.message, output.signature):
+                        raise PeerError("the peer could not prove its key", "handshake")
+                    self._perform(self.session.accept())
                 case Ready():
-                    self.is_ready = True
                     self._owner.on_ready(self)
+                    self.is_ready = True
+                case Read():
+                    self._start(self._supply(output))
                 case BlobAsked():
-                    if self._group is not None:
-                        self._group.create_task(self._guard(self._give_piece(output.get)))
+                    self._start(self._give_piece(output.get))
                 case BlobCame():
                     if self._piece is not None and not self._piece.done():
                         self._piece.set_result(output)
                 case Take():
                     raise AssertionError("blocks come by receive alone")
+                case _:
+                    self._report(output)
+
+    def _report(self, output: Found | Pulled | Announced | Told) -> None:
+        match output:
+            case Found():
+                self._owner.on_found(self, output.is_sure)
+            case Pulled():
+                self.last_trip = output.trip
+                self._owner.on_pulled(self, output.trip)
+            case Announced():
+                self._owner.on_announced(self, output.prefixes)
+            case Told():
+                self._owner.on_told(self, output.urls)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        if self._group is None:
+            work.close()
+        else:
+            self._group.create_task(self._guard(work))
 
     async def _supply(self, read: Read) -> None:
-        self._perform(self.session.supply(read.request, await self._owner.read_blocks(read.ids)))
+        self._perform(self.session.supply(read, await self._owner.read_blocks(read.ids)))
 
     async def _give_piece(self, get: BlobGet) -> None:
         found = await self._owner.read_piece(get, self)
@@ -264,38 +339,53 @@ class Link:
         while True:
             pending = await self._takes.get()
             ops = await pending.ops
-            self.session.note_known(signed.op.id for signed in ops)
+            self.session.live.note_known(signed.op.id for signed in ops)
+            if not pending.take.request and not ops:
+                self._owner.on_copies(self, len(pending.take.blocks))
             stored = await self._owner.take(ops, self)
-            if pending.request and self._group is not None:
+            if pending.take.request:
                 # The next page is added while this one is stored; how many may be under way is the session's credit.
-                self._group.create_task(self._guard(self._acknowledge(stored, pending)))
+                self._start(self._acknowledge(stored, pending.take, ops))
             else:
-                await stored
+                await self._acknowledge(stored, pending.take, ops)
 
-    async def _acknowledge(self, stored: asyncio.Future[None], pending: _Pending) -> None:
+    async def _acknowledge(self, stored: asyncio.Future[None], take: Take, ops: Sequence[SignedOp]) -> None:
         await stored
-        self._perform(self.session.stored(pending.request))
-        self._owner.on_page(self, pending.is_last)
+        refused = sum(map(len, take.blocks)) - sum(len(signed.block) for signed in ops)
+        accepted = self._owner.count_held(ops)
+        if accepted < len(ops):
+            refused += sum(len(signed.block) for signed in ops) * (len(ops) - accepted) // len(ops)
+        outputs = self.session.stored(take, accepted, refused)
+        if take.request:
+            self._owner.on_page(self, take.last)
+        self._perform(outputs)
 
     # -- out --
 
-    def fetch(self, ids: Sequence[OpId]) -> None:
-        """Ask the peer for the past of some ops."""
-        for op in ids:
-            self.asked[op] = self.asked.get(op, 0) + 1
-        self._perform(self.session.fetch(ids))
+    def pull(self) -> None:
+        """Get what the peer holds and is not here."""
+        self.act(self.session.pull)
 
-    def push(self, ops: Sequence[SignedOp]) -> None:
-        """Send new ops, unless the peer is too slow for them."""
+    def push(self, ops: Sequence[SignedOp], is_lazy: bool = False) -> None:
+        """Send new ops, or announce them; a peer that is too slow for that is probed later."""
         if self._outbox_bytes > LIVE_BYTES_MAX:
-            self.session.set_behind()
+            self.session.live.is_behind = True
         else:
-            self._perform(self.session.push([(signed.op.id, signed.block) for signed in ops]))
+            self.pushed_s = time.monotonic()
+            pairs = [(signed.op.id, signed.block) for signed in ops]
+            self.act(lambda: self.session.push(pairs, is_lazy))
 
-    def probe(self) -> None:
-        """Tell the peer the heads, if they have changed."""
+    def probe(self, is_forced: bool = False) -> None:
+        """Tell the peer what is here, if that has changed."""
         if self.is_ready and not self._outbox:
-            self._perform(self.session.probe())
+            self.act(lambda: self.session.probe(is_forced))
+
+    def act(self, step: Callable[[], Sequence[Output]]) -> None:
+        """Take a step of the session; a peer that is found at fault is dropped."""
+        try:
+            self._perform(step())
+        except PeerError as error:
+            self.drop(str(error))
 
     def _put(self, frame: bytes) -> None:
         self._outbox.append(frame)

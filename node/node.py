@@ -30,7 +30,9 @@ from crdtchain.ledger.snapshot import dump_ledger
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Job, Reveal, SignedOp
 from crdtchain.scalars import BlobId, OpId
+from crdtchain.sync.holdings import Holdings
 from crdtchain.sync.messages import PROTOCOL_VERSION, BlobGet, Hello
+from crdtchain.sync.pull import Trip
 from crdtchain.sync.session import Session
 from node.blobs import Blobs
 from node.config import Settings
@@ -62,11 +64,13 @@ class Node:
         self.runtime = Runtime(ledger, store, key, settings.witness, debounce_ms=settings.debounce_ms)
         self.blobs = Blobs(folder / BLOBS_FOLDER, store.blobs, settings.blob_quota_mib * 2**20)
         self.intake = Intake(ledger.params.network)
-        self.peers = Peers(self, self._make_session, self._is_known)
+        self.holdings = Holdings(ledger.dag)
+        self.peers = Peers(self, key.author, self._make_session, self.holdings.find_missing)
+        self._key = key
         self.peer_port = 0
         """The port on which other nodes find this one; 0: none."""
         self.runtime.on_stored = self.peers.push
-        self.runtime.on_wanted = self.peers.want_from
+        self.runtime.on_wanted = lambda name, ids: self.peers.want_from(name)
         self.runtime.is_catching_up = lambda: self.peers.is_fetching
         self.runtime.find_models = lambda: self.blobs.commitments(self.author)
         self.runtime.save_snapshot = self.save_snapshot
@@ -152,18 +156,28 @@ class Node:
 
     # -- what links need: LinkOwner --
 
-    def _make_session(self) -> Session:
-        ledger = self.runtime.ledger
+    def _make_session(self, is_dialler: bool) -> Session:
         hello = Hello(
             version=PROTOCOL_VERSION,
-            network=bytes(ledger.params.network),
+            network=bytes(self.runtime.ledger.params.network),
             node=bytes(self.author),
-            nonce=secrets.token_bytes(16),
-            heads=b"",
+            nonce=secrets.token_bytes(32),
+            root=bytes(32),
             count=0,
+            scope=b"",
+            time_ms=self.runtime.now_ms(),
             blobs=f":{self.peer_port}" if self.peer_port else "",
         )
-        return Session(ledger.dag, hello)
+        return Session(self.holdings, hello, is_dialler, secrets.token_bytes(32))
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign what proves this node's key to a peer."""
+        return self._key.sign(message)
+
+    def count_held(self, ops: Sequence[SignedOp]) -> int:
+        """Return how many of some ops are here, waiting ones not among them."""
+        ledger = self.runtime.ledger
+        return sum(signed.op.id in ledger for signed in ops)
 
     def _is_known(self, op: OpId) -> bool:
         return op in self.runtime.ledger or op in self.runtime.rejected
@@ -214,36 +228,54 @@ class Node:
         return blob in self._named[1]
 
     def on_ready(self, link: Link) -> None:
-        """Note that a peer has said hello."""
+        """Take a peer that has proved its key.
+
+        Raises:
+            PeerError: it is not wanted.
+        """
+        self.peers.choose(link)
         log.info("Connected to %s, node %s.", link.address, codec.format_did(link.node))
         self.runtime.events.publish([PeerConnected(link.name, link.address, link.node)])
         if link.node == self.author:
             log.warning("A peer uses the same key as this node: two copies of one key end in an equivocation.")
-        self.peers.fetch_next()
-        self._note_synced()
+        asyncio.get_running_loop().call_soon(self._note_synced)
 
-    def on_found(self, link: Link, ids: Sequence[OpId]) -> None:
+    def on_found(self, link: Link, is_sure: bool) -> None:
         """Ask for what a peer has, when it is its turn."""
-        self.peers.want(link, ids)
+        # At the start of a connection nothing is on its way.
+        self.peers.want(link, is_sure or not link.is_ready or not link.session.traffic.received_ops)
 
     def on_page(self, link: Link, is_last: bool) -> None:
         """Go on after a page has been stored."""
         ledger = self.runtime.ledger
         self.runtime.events.publish([SyncProgress(link.name, len(ledger), max(len(ledger), link.session.peer_count))])
-        self.peers.note_page(link, is_last)
+        self.peers.note_page(link)
+
+    def on_pulled(self, link: Link, trip: Trip) -> None:
+        """Go on after all has come that was asked of a peer."""
+        self.peers.note_pulled(link)
         if not self.peers.is_fetching:
             self.runtime.stir_agenda()
             asyncio.get_running_loop().call_later(COOL_S, self._cool_down)
         self._note_synced()
+
+    def on_copies(self, link: Link, count: int) -> None:
+        """Ask a peer to announce, when others are faster."""
+        self.peers.note_copies(link)
+
+    def on_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
+        """Wait for what a peer has announced, and then ask for it."""
+        self.peers.note_announced(link, prefixes)
+
+    def on_told(self, link: Link, urls: Sequence[str]) -> None:
+        """Note where other nodes answer, says a peer."""
 
     def _cool_down(self) -> None:
         if not self.peers.is_fetching:
             self.intake.close()
 
     def _note_synced(self) -> None:
-        if self.runtime.waits_for_tip and any(
-            link.is_configured and link.is_ready and not link.session.missing() for link in self.peers.links.values()
-        ):
+        if self.runtime.waits_for_tip and any(link.is_synced for link in self.peers.ready()):
             self.runtime.allow_signing()
 
     def on_closed(self, link: Link, reason: str) -> None:
@@ -255,7 +287,7 @@ class Node:
         """Return the peer ports of connected nodes that serve blobs."""
         found: dict[URL, None] = {}
         for link in self.peers.ready():
-            if link.is_configured:
+            if link.is_dialler:
                 found[URL(link.address)] = None
             elif link.session.peer is not None and (url := _find_port(link.session.peer.blobs, link.address)):
                 found[url] = None

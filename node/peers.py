@@ -1,11 +1,13 @@
-"""All connections of a node: who is connected, who is asked for what, what is pushed to whom.
+"""All connections of a node: who is connected, who is asked, what goes to whom.
 
 Invariants:
 
-1. One peer at a time is asked for ops, and each op is asked of one peer at most three times; a peer that is silent for
-   10 s while it is asked does not hold up the others.
-2. A stored op is pushed once over one connection to each node but its source; what is dropped on the way is found by
-   `probe`.
+1. One peer at a time is asked for what is missing; one that is silent for 10 s while it is asked does not hold up the
+   others.
+2. To one node there is one connection: of two the one that the node with the lower key dialled is kept, or else the
+   newer one.
+3. A stored op is sent or announced over each connection but the one that it came by; what is lost on the way is found
+   by `probe`.
 
 Not here: dialling (`dialer`), listening (`server.app`), what happens with ops (`runtime`).
 """
@@ -19,18 +21,25 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from crdtchain import limits
 from crdtchain.errors import PeerError
 from crdtchain.ops import SignedOp
-from crdtchain.scalars import Author, OpId
-from crdtchain.sync.messages import IDS_MAX
-from crdtchain.sync.session import Session
+from crdtchain.scalars import Author
+from crdtchain.sync.session import BUDGET_OP_BYTES, Session
 from node.link import Link, LinkOwner, Socket
 
 SILENCE_S: Final = 10.0
-ASKS_MAX: Final = 3
-ASKED_MAX: Final = 4_096
-PROBE_S: Final = 10.0
+PROBE_S: Final = 30.0
+"""So often peers are told what is here, though nothing has changed."""
+QUIET_S: Final = 0.5
+"""After a burst of live ops peers are told what is here when nothing more has come for so long."""
+GRACE_S: Final = 0.3
+"""What a peer holds may be on its way: so long it is waited for before the peer is asked."""
+ANNOUNCE_S: Final = 0.05
+AWAITED_MAX: Final = 4_096
+PULL_PAUSE_S: Final = 0.25
+"""One peer is asked again after so long, if the last time brought nothing."""
+ANNOUNCED_PULL_MAX: Final = 1_000
+ALREADY_CONNECTED: Final = "already connected"
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +47,32 @@ log = logging.getLogger(__name__)
 class Peers:
     """The connections of one node."""
 
-    def __init__(self, owner: LinkOwner, make_session: Callable[[], Session], is_known: Callable[[OpId], bool]) -> None:
+    def __init__(
+        self,
+        owner: LinkOwner,
+        own: Author,
+        make_session: Callable[[bool], Session],
+        find_missing: Callable[[Sequence[bytes]], list[bytes]],
+    ) -> None:
+        """`make_session` is told whether this side dialled; `find_missing` returns those prefixes that are not here."""
         self.links: dict[str, Link] = {}
         self.failures: dict[str, str] = {}
         """Configured address to why it is not connected."""
         self._owner = owner
+        self._own = own
         self._make_session = make_session
-        self._is_known = is_known
-        self._wanted: dict[Link, dict[OpId, None]] = {}
-        """What each link's peer is to be asked for, in the order in which links came to want something."""
+        self._find_missing = find_missing
+        self._wanted: dict[Link, float] = {}
+        """Whose peers are to be asked, and when at the earliest, in the order in which they came."""
+        self._missed: set[Link] = set()
+        """Of those, whose peers sent what links to something missing."""
+        self._awaited: dict[bytes, tuple[float, list[Link]]] = {}
+        """Announced prefixes: until when they may come from others, and who announced them."""
         self._asking: Link | None = None
         self._asked_s = 0.0
         self._count = 0
         self._is_closing = False
+        self._stirred = asyncio.Event()
 
     @property
     def is_fetching(self) -> bool:
@@ -58,101 +80,171 @@ class Peers:
         return self._asking is not None
 
     def ready(self) -> list[Link]:
-        """Return the links whose peers have said hello, the oldest first."""
+        """Return the links whose peers have proved their keys, the oldest first."""
         return [link for link in self.links.values() if link.is_ready]
 
-    async def talk(self, socket: Socket, address: str, is_configured: bool) -> str:
+    def is_connected(self, node: Author) -> bool:
+        """Whether there is a connection to a node."""
+        return any(link.node == node for link in self.ready())
+
+    async def talk(self, socket: Socket, address: str, is_configured: bool, is_dialler: bool = True) -> str:
         """Run one connection until it ends; returns the reason.
 
         Raises:
-            PeerError: there are too many connections.
+            PeerError: the node is stopping.
         """
-        incoming = sum(not link.is_configured for link in self.links.values())
-        if self._is_closing or (not is_configured and incoming >= limits.CONNECTIONS_IN_MAX):
-            raise PeerError("this node has as many connections as it takes")
+        if self._is_closing:
+            raise PeerError("this node is stopping", "stopping")
         self._count += 1
-        link = Link(self._owner, self._make_session(), socket, f"peer-{self._count}", address, is_configured)
+        name = f"peer-{self._count}"
+        link = Link(self._owner, self._make_session(is_dialler), socket, name, address, is_configured, is_dialler)
         self.links[link.name] = link
         try:
             return await link.run()
         finally:
             del self.links[link.name]
             self._wanted.pop(link, None)
+            self._missed.discard(link)
             if self._asking is link:
                 self._asking = None
-            self.fetch_next()
+            self._stirred.set()
+
+    def choose(self, link: Link) -> None:
+        """Keep one of two connections to one node.
+
+        Raises:
+            PeerError: it is the other one.
+        """
+        is_ours = self._own < link.node
+        for other in self.ready():
+            if other is not link and other.node == link.node:
+                # Of two that the same side dialled the older one may be dead already.
+                if link.is_dialler != is_ours and other.is_dialler == is_ours:
+                    raise PeerError(ALREADY_CONNECTED, "duplicate")
+                other.drop(ALREADY_CONNECTED)
+
+    # -- who is asked --
 
     async def watch(self) -> None:
-        """Tell peers the heads from time to time, and give up on silent ones."""
+        """Ask, graft, announce and probe when it is time."""
         probe_s = time.monotonic() + PROBE_S
         while True:
-            await asyncio.sleep(1)
-            if self._asking is not None and time.monotonic() - self._asked_s > SILENCE_S:
+            self._stirred.clear()
+            now_s = time.monotonic()
+            if self._asking is not None and now_s - self._asked_s > SILENCE_S:
+                log.info("%s is silent; another peer is asked.", self._asking.address)
                 self._asking = None
-            self.fetch_next()
-            if time.monotonic() >= probe_s:
-                probe_s += PROBE_S
-                for link in self.ready():
-                    link.probe()
+            self._ask_next(now_s)
+            self._graft(now_s)
+            is_due = now_s >= probe_s
+            if is_due:
+                probe_s = now_s + PROBE_S
+            for link in self.ready():
+                link.act(link.session.announce)
+                if is_due:
+                    link.session.refill(BUDGET_OP_BYTES)
+                if is_due or now_s - link.pushed_s > QUIET_S:
+                    link.probe(is_due)
+            try:
+                async with asyncio.timeout(self._pause_s(now_s)):
+                    await self._stirred.wait()
+            except TimeoutError:
+                continue
 
-    def want(self, link: Link, ids: Sequence[OpId]) -> None:
-        """Ask a peer for ops, as soon as nobody else is being asked."""
-        wanted = self._wanted.setdefault(link, {})
-        wanted.update(dict.fromkeys(ids[: IDS_MAX - len(wanted)]))
-        self.fetch_next()
+    def _pause_s(self, now_s: float) -> float:
+        """Return how long nothing has to be done."""
+        if any(link.session.live.has_news for link in self.ready()):
+            return ANNOUNCE_S
+        times = [at_s for at_s in self._wanted.values() if at_s > now_s] if self._asking is None else []
+        times.extend(at_s for at_s, _ in self._awaited.values())
+        return max(0.02, min([1.0, *(at_s - now_s for at_s in times)]))
 
-    def want_from(self, name: str, ids: Sequence[OpId]) -> None:
-        """Ask the peer of a name for ops, if it is still connected."""
-        if name in self.links:
-            self.want(self.links[name], ids)
+    def want(self, link: Link, is_sure: bool, is_missed: bool = False) -> None:
+        """Ask a peer for what is missing, as soon as nobody else is being asked; `is_missed`: whatever its root is."""
+        if is_missed:
+            self._missed.add(link)
+        at_s = time.monotonic() + (0.0 if is_sure else GRACE_S)
+        self._wanted[link] = min(at_s, self._wanted.get(link, at_s))
+        self._ask_next(time.monotonic())
+        self._stirred.set()
 
-    def note_page(self, link: Link, is_last: bool) -> None:
+    def want_from(self, name: str) -> None:
+        """Ask the peer of a name, if it is still connected: it sent what links to something missing."""
+        if name in self.links and self.links[name].is_ready:
+            self.want(self.links[name], is_sure=False, is_missed=True)
+
+    def note_page(self, link: Link) -> None:
         """Note that a page of a link's answer has been stored."""
         if self._asking is link:
             self._asked_s = time.monotonic()
-            if is_last:
-                self._asking = None
-        if is_last:
-            for other in self.ready():
-                if missing := other.session.missing():
-                    self.want(other, missing)
-            self.fetch_next()
 
-    def fetch_next(self) -> None:
-        """Ask the next peer for what is still wanted of it."""
-        while self._asking is None and self._wanted and not self._is_closing:
-            link = next(iter(self._wanted))
-            ids = self._wanted.pop(link)
-            if link.session.is_fetching:
+    def note_pulled(self, link: Link) -> None:
+        """Note that all that was asked of a peer has come: the next one may be asked."""
+        if self._asking is link:
+            self._asking = None
+        link.pulled_s = time.monotonic()
+        self._ask_next(time.monotonic())
+        for other in self.ready():
+            other.probe()
+        self._stirred.set()
+
+    def _ask_next(self, now_s: float) -> None:
+        for link, at_s in list(self._wanted.items()):
+            if self._asking is not None or self._is_closing:
+                return
+            if at_s > now_s or now_s < link.pulled_s + PULL_PAUSE_S:
                 continue
-            still = [op for op in ids if not self._is_known(op) and link.asked.get(op, 0) < ASKS_MAX]
-            if len(link.asked) > ASKED_MAX:
-                self._forget_asked(link)
-            if still:
-                self._asking, self._asked_s = link, time.monotonic()
-                link.fetch(still)
-        for link in self.ready():
-            link.is_synced = not link.session.is_fetching and not link.session.missing()
+            del self._wanted[link]
+            session, is_missed = link.session, link in self._missed
+            self._missed.discard(link)
+            if not session.is_pulling and (is_missed or session.pulling.has_found or not session.is_in_step):
+                self._asking, self._asked_s = link, now_s
+                link.pull()
 
-    def _forget_asked(self, link: Link) -> None:
-        """Forget what came after it was asked for; a peer that names much and has nothing is dropped."""
-        for op in [op for op in link.asked if self._is_known(op)]:
-            del link.asked[op]
-        if len(link.asked) > ASKED_MAX:
-            link.drop("the peer named many ops that it does not have")
+    # -- live --
 
     def push(self, ops: Sequence[SignedOp], source: str) -> None:
-        """Send stored ops to every node but their source, over one connection each."""
-        told: set[Author] = set()
-        if source in self.links:
-            told.add(self.links[source].node)
+        """Send stored ops to every node but their source; what was asked for is announced, or, if much, left to probes.
+
+        Others may have it already, and it is not new to them.
+        """
+        origin = self.links.get(source)
+        is_pulled = origin is not None and origin.session.is_pulling
+        is_much = origin is not None and is_pulled and origin.session.pulling.trip.ops > ANNOUNCED_PULL_MAX
         for link in self.ready():
-            # The key is what the peer says; by lying it only gets, and makes another get, new ops by `probe` instead.
-            if link.node in told:
-                link.session.set_behind()
-                continue
-            told.add(link.node)
-            link.push(ops)
+            if link.name != source and not is_much:
+                link.push(ops, is_pulled)
+        self._stirred.set()
+
+    def note_copies(self, link: Link) -> None:
+        """Note that a peer's live ops were here already: it is to announce, if somebody else sends."""
+        if not link.has_pruned and sum(not other.has_pruned for other in self.ready()) > 1:
+            link.has_pruned = True
+            link.act(link.session.prune)
+
+    def note_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
+        """Note what a peer holds: what does not come soon is asked for."""
+        until_s = time.monotonic() + GRACE_S
+        for prefix in self._find_missing(prefixes):
+            if prefix in self._awaited:
+                self._awaited[prefix][1].append(link)
+            elif len(self._awaited) < AWAITED_MAX:
+                self._awaited[prefix] = until_s, [link]
+        self._stirred.set()
+
+    def _graft(self, now_s: float) -> None:
+        due = [prefix for prefix, (until_s, _) in self._awaited.items() if until_s <= now_s]
+        missing = set(self._find_missing(due))
+        asked: dict[Link, list[bytes]] = {}
+        for prefix in due:
+            _, links = self._awaited.pop(prefix)
+            link = next((link for link in links if link.name in self.links), None)
+            if prefix in missing and link is not None:
+                asked.setdefault(link, []).append(prefix)
+        for link, prefixes in asked.items():
+            link.has_pruned = False
+            wanted = prefixes
+            link.act(lambda link=link, wanted=wanted: link.session.graft(wanted))  # type: ignore[misc]
 
     async def close(self, reason: str) -> None:
         """End all connections."""

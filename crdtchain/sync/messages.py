@@ -1,15 +1,17 @@
 """What two replicas say to each other, as frames of bytes.
 
-A frame is a big-endian u16, the length of a head; the head, a map in the strict profile of `crdtchain.codec`; and
-behind it the blocks of ops, end to end, whose lengths are in the head. Lists of ids are byte strings of 36 bytes each,
-so that they cost no items.
+A frame is a big-endian u16, the length of a head; the head, a list in the strict profile of `crdtchain.codec` whose
+first item is the number of the message and whose others are its fields; and behind it the blocks of ops, or a piece of
+a blob, whose sizes are in the head.
 
 Invariants:
 
 1. `decode_frame(encode_frame(m)) == m`, and every frame that is not one message exactly is a `PeerError`.
 2. Nothing is built from a frame beyond its own length; blocks are not looked into here.
+3. The first two items of `Hello` have the same meaning in every version, so that versions can refuse each other.
 
-Source: none; a reader of a frame needs nothing but this file. Not here: what follows from a message (`session`).
+Source: docs/protocol/sync.md, section 4; a reader of a frame needs nothing but this file. Not here: what follows from a
+message (`session`).
 """
 
 from __future__ import annotations
@@ -22,64 +24,96 @@ from msgspec import Meta, Struct
 
 from crdtchain import codec, limits
 from crdtchain.errors import DecodeError, PeerError
-from crdtchain.scalars import OpId
 
-PROTOCOL_VERSION: Final = 1
-IDS_MAX: Final = limits.BYTES_MAX // codec.CID_BYTES
-"""Ids that fit into one list."""
+PROTOCOL_VERSION: Final = 2
 TEXT_MAX: Final = 120
 """Characters of a reason: what a WebSocket's close frame holds."""
+PREFIX_BYTES: Final = 8
+"""Of an op's digest, where an announcement names it."""
+ADDRESSES_MAX: Final = 16
 
 Counter = Annotated[int, Meta(ge=0, le=limits.INT_MAX)]
-RequestNumber = Annotated[int, Meta(ge=0, le=2**32)]
-IdList = Annotated[bytes, Meta(max_length=limits.BYTES_MAX)]
+RequestNumber = Annotated[int, Meta(ge=1, le=2**32)]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Salt = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Scope = Annotated[bytes, Meta(max_length=limits.SCOPE_BYTES_MAX)]
+Items = Annotated[bytes, Meta(max_length=limits.BYTES_MAX)]
 
 
-class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello", tag_field="type"):
+class Hello(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=0):
     """The first message of each side."""
 
     version: Counter
     """`PROTOCOL_VERSION`; another one ends the session."""
     network: Annotated[bytes, Meta(min_length=codec.CID_BYTES, max_length=codec.CID_BYTES)]
     """Genesis' id; another one ends the session."""
-    node: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    """The key of the node, as it says; nothing relies on it."""
-    nonce: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    node: Digest
+    """The key of the node, which `Auth` proves."""
+    nonce: Digest
     """Random; one's own nonce coming back means a node that talks to itself."""
-    heads: IdList
-    """Heads, or, with too many of them, some."""
+    root: Digest
+    """The root of the tree over what the sender keeps."""
     count: Counter
-    """How many ops the sender holds."""
+    """How many ops that is."""
+    scope: Scope
+    """What the sender keeps, as `crdtchain.scopes` encodes it; empty: everything."""
+    time_ms: Annotated[int, Meta(ge=0, le=limits.TIME_MAX_MS)]
+    """The sender's clock, ms since the Unix epoch."""
     blobs: Annotated[str, Meta(max_length=TEXT_MAX)]
     """`host:port` of the sender's peer port, host empty for "where you see me from"; empty: it serves no blobs."""
 
 
-class Heads(Struct, frozen=True, forbid_unknown_fields=True, tag="heads", tag_field="type"):
-    """What the sender holds now: the anti-entropy, from time to time."""
+class Auth(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=1):
+    """The second message of each side: proves the node's key."""
 
-    heads: IdList
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    """Over `auth_bytes`."""
+
+
+class Probe(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=2):
+    """What the sender holds now, of what the receiver keeps: the anti-entropy."""
+
+    root: Digest
     count: Counter
 
 
-class Get(Struct, frozen=True, forbid_unknown_fields=True, tag="get", tag_field="type"):
-    """Asks for past(want) without past(have)."""
+class Tree(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=3):
+    """A question of a walk, and what the receiver lacks."""
 
-    request: Annotated[int, Meta(ge=1, le=2**32)]
-    """Names the request; ascending."""
-    want: IdList
-    have: IdList
-
-
-class More(Struct, frozen=True, forbid_unknown_fields=True, tag="more", tag_field="type"):
-    """One page of a request has been stored: another may come."""
-
-    request: Annotated[int, Meta(ge=1, le=2**32)]
+    scope: Scope
+    salt: Salt
+    items: Items
+    """Of `crdtchain.sync.regions`."""
 
 
-class Ops(Struct, frozen=True, forbid_unknown_fields=True, tag="ops", tag_field="type"):
-    """Op blocks, parents first: a page of an answer, or, unasked, what is new."""
+class TreeReply(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=4):
+    """The answer: views of regions that differ, and what the receiver lacks."""
+
+    answered: Counter
+    """How many of the question's outer views were dealt with."""
+    items: Items
+
+
+class Get(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=5):
+    """Asks for parts of the other side's set, in key order."""
 
     request: RequestNumber
+    """Names the request; ascending."""
+    scope: Scope
+    salt: Salt
+    items: Items
+
+
+class More(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=6):
+    """One page of a request has been stored: another may come."""
+
+    request: RequestNumber
+
+
+class Ops(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=7):
+    """Op blocks, parents first: a page of an answer, or, unasked, what is new."""
+
+    request: Annotated[int, Meta(ge=0, le=2**32)]
     """The request that is answered; 0: live."""
     last: bool
     """Whether the answer ends here."""
@@ -87,7 +121,36 @@ class Ops(Struct, frozen=True, forbid_unknown_fields=True, tag="ops", tag_field=
     """Bytes of each block that follows the head."""
 
 
-class BlobGet(Struct, frozen=True, forbid_unknown_fields=True, tag="blob_get", tag_field="type"):
+class Credit(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=8):
+    """So many bytes of live ops have been stored: as many more may come."""
+
+    size: Counter
+
+
+class Announce(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=9):
+    """New ops that the sender holds and has not sent."""
+
+    prefixes: Annotated[bytes, Meta(max_length=limits.BYTES_MAX)]
+    """The first 8 bytes of each op's digest."""
+
+
+class Prune(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=10):
+    """What the receiver sends live comes from others before: it is to announce instead."""
+
+
+class Graft(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=11):
+    """Asks for announced ops, and for live ops from now on."""
+
+    prefixes: Annotated[bytes, Meta(max_length=limits.BYTES_MAX)]
+
+
+class Addresses(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=12):
+    """Where other nodes of the network answer."""
+
+    urls: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=ADDRESSES_MAX)]
+
+
+class BlobGet(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=13):
     """Asks for one piece of a blob; the next one only after the answer."""
 
     cid: Annotated[bytes, Meta(min_length=codec.CID_BYTES, max_length=codec.CID_BYTES)]
@@ -98,7 +161,7 @@ class BlobGet(Struct, frozen=True, forbid_unknown_fields=True, tag="blob_get", t
     """Whether the list of the blob's chunks is wanted instead of its bytes."""
 
 
-class Blob(Struct, frozen=True, forbid_unknown_fields=True, tag="blob", tag_field="type"):
+class Blob(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=14):
     """The piece that was asked for, behind the head."""
 
     total: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
@@ -107,41 +170,45 @@ class Blob(Struct, frozen=True, forbid_unknown_fields=True, tag="blob", tag_fiel
     """Bytes of this piece."""
 
 
-class BlobNone(Struct, frozen=True, forbid_unknown_fields=True, tag="blob_none", tag_field="type"):
+class BlobNone(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=15):
     """The blob is not there."""
 
     later: bool
     """Whether it is being fetched, so that asking again makes sense."""
 
 
-Head: TypeAlias = Hello | Heads | Get | More | Ops | BlobGet | Blob | BlobNone
+Head: TypeAlias = (
+    Hello
+    | Auth
+    | Probe
+    | Tree
+    | TreeReply
+    | Get
+    | More
+    | Ops
+    | Credit
+    | Announce
+    | Prune
+    | Graft
+    | Addresses
+    | BlobGet
+    | Blob
+    | BlobNone
+)
 Frame: TypeAlias = tuple[Head, list[bytes]]
 
 
-def join_ids(ids: Sequence[OpId]) -> bytes:
-    """Put ids into a list of a message: the first `IDS_MAX` of them."""
-    return b"".join(ids[:IDS_MAX])
-
-
-def split_ids(ids: bytes) -> list[OpId]:
-    """Take the ids out of a list.
-
-    Raises:
-        PeerError: it is not made of ids of ops.
-    """
-    size = codec.CID_BYTES
-    if len(ids) % size:
-        raise PeerError("the peer sent a list of ids that ends within one")
-    found = [OpId(ids[at : at + size]) for at in range(0, len(ids), size)]
-    if not all(codec.is_op_id(op) for op in found):
-        raise PeerError("the peer sent an id that is none of an op")
-    return found
+def auth_bytes(dialler: Hello, listener: Hello, is_dialler: bool) -> bytes:
+    """Put together what a side signs in `Auth`: both hellos' keys and nonces, the network, and its role."""
+    role = b"dialler" if is_dialler else b"listener"
+    keys_and_nonces = dialler.node + listener.node + dialler.nonce + listener.nonce
+    return b"crdtchain/sync/2:" + role + b":" + dialler.network + keys_and_nonces
 
 
 def encode_frame(head: Head, blocks: Sequence[bytes] = ()) -> bytes:
     """Encode a message; blocks only behind `Ops` and `Blob`, whose sizes they have."""
     plain = msgspec.to_builtins(head, builtin_types=(bytes,))
-    data = codec.encode({name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()})
+    data = codec.encode([list(value) if isinstance(value, tuple) else value for value in plain])
     return b"".join((len(data).to_bytes(2, "big"), data, *blocks))
 
 
@@ -163,6 +230,7 @@ def decode_frame(frame: bytes) -> Frame:
         raise PeerError("the peer sent a frame that ends within its head")
     try:
         value = codec.decode(frame[2:end])
+        _validate_version(value)
         head = msgspec.convert(value, Head, builtin_types=(bytes,))
     except (DecodeError, msgspec.ValidationError) as error:
         raise PeerError(f"the peer sent a malformed message: {str(error)[:TEXT_MAX]}") from None
@@ -171,6 +239,14 @@ def decode_frame(frame: bytes) -> Frame:
             raise PeerError("the peer sent a frame whose length is not what its head says")
         return head, [frame[end:]]
     return head, _split_blocks(frame, end, head.sizes if isinstance(head, Ops) else ())
+
+
+def _validate_version(value: object) -> None:
+    """Refuse the hello of another version, whatever else is in it."""
+    if isinstance(value, list) and len(value) >= 2 and value[0] == 0 and type(value[0]) is int:
+        version = value[1]
+        if type(version) is int and version != PROTOCOL_VERSION:
+            raise PeerError(f"the peer speaks version {version} of the protocol, this node {PROTOCOL_VERSION}")
 
 
 def _split_blocks(frame: bytes, start: int, sizes: Sequence[int]) -> list[bytes]:

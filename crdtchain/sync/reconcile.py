@@ -52,8 +52,6 @@ ITEMS_BYTES_MAX: Final = 30_000
 """Bytes of the items of one message."""
 VIEWS_MAX: Final = 256
 """Regions that one question describes."""
-PARTS_BYTES_MAX: Final = 256 * 1024
-"""With so many bytes of parts gathered a walk stops; they are got, and the next walk finds the rest."""
 
 
 class Tags:
@@ -269,7 +267,6 @@ class Walk:
         """What this side has to get, as far as the walk has come."""
         self.exchanges = 0
         """Questions that were answered."""
-        self._size = 0
         self._offers: list[Part] = []
         self._open: list[str] = []
         self._asked: list[str] = []
@@ -277,13 +274,23 @@ class Walk:
         self._expected: set[str] = set()
         """Regions that the answer may describe."""
 
-    def ask(self) -> bytes | None:
+    def gather(self) -> list[Part]:
+        """Return what was found lacking since the last call, as it is to be asked for."""
+        lacking, self.lacking = self.lacking, []
+        return prepare_parts(self._tree, self._tags, lacking)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is left to ask."""
+        return not self.exchanges or bool(self._open or self._offers)
+
+    def ask(self, views_max: int = VIEWS_MAX) -> bytes | None:
         """Return the items of the next question, or None when there is none."""
         if not self.exchanges:
             views = describe_newest(self._tree, self._tags)
             self._asked = [""]
         else:
-            self._asked, self._open = self._open[:VIEWS_MAX], self._open[VIEWS_MAX:]
+            self._asked, self._open = self._open[:views_max], self._open[views_max:]
             views = [describe(self._tree, self._tags, prefix) for prefix in self._asked]
         self._expected = {region_of(view) for view in views}
         for view in views:
@@ -315,11 +322,14 @@ class Walk:
         lacking = [*outcome.lacking, *(item for item in items if not isinstance(item, LeafView | BranchView))]
         self.lacking.extend(lacking)
         self._offers.extend(outcome.offers)
-        self._open = [*self._asked[answered:], *outcome.open, *self._open]
+        # What was just opened goes first, so that the first ops are found before all has been looked at.
+        self._open = [*outcome.open, *self._asked[answered:], *self._open]
         self._expected = set()
-        self._size += sum(map(_weigh, lacking))
-        if self._size > PARTS_BYTES_MAX:
-            self._open.clear()
+
+
+def weigh(parts: Iterable[Part]) -> int:
+    """Return about how many bytes parts take."""
+    return sum(map(_weigh, parts))
 
 
 def _weigh(part: Part) -> int:

@@ -1,178 +1,198 @@
-"""One side of a conversation between two replicas: frames in, outputs out; no I/O, no clock.
+"""One side of a conversation between two replicas: frames in, outputs out; no I/O, no clock, no randomness.
 
-The driver (`node.peers`, or a browser's bridge) owns a socket and a store. It gives frames to `receive`, performs the
-outputs in order, and reports back by `supply` (blocks that were read) and `stored` (a page is on disk). A `PeerError`
-from any of them ends the session: its text is the reason to close with.
+The driver (`node.link`, or a browser's bridge) owns a socket, a key and a store. It gives frames to `receive`, performs
+the outputs in order, and reports back by `prove`, `accept`, `supply` and `stored`. A `PeerError` from any of them ends
+the session: its text is the reason to close with.
 
 Theory of operation:
 
-1. Both sides say `hello` at once: version, network, heads. Heads that are not here come out as `Found`, and the driver
-   decides when to `fetch` them, so that two peers are never asked for the same thing.
-2. The answering side computes past(want) - past(have) once for a request and pages from it, parents first; three pages
-   are in flight, and each further one is sent when the asking side has stored one (`more`).
-3. New ops go live to peers, but not to the one that they came from, nor while a page of an answer is under way: then,
-   and when a live queue was dropped, `heads` afterwards lets the other side ask.
+1. Both sides say `hello` at once: version, network, key, nonce, root. Each then proves its key over both hellos;
+   nothing else is taken before that.
+2. Equal roots mean equal sets. When they differ, `Found` comes out, and the driver decides when to `pull`, so that two
+   peers are never asked for the same thing. A pull walks (`reconcile`) and gets; what the walk finds that the other
+   side lacks comes out there as `Found`. Of two sides that differ the one with fewer ops goes first; the other waits
+   for the next probe, so that one walk serves both.
+3. The side that is asked answers from its tree and keeps nothing, but for the pages of one `get`: three are in flight,
+   and each further one is sent when the asking side has stored one (`more`).
+4. New ops go live to peers that want them so, up to a credit of bytes that comes back when they are stored. A peer that
+   got them from others before says `prune`: it is only told their prefixes from then on (`announce`), until it misses
+   one and says `graft`. Whatever is lost on the way is found by the next `probe`.
+5. Negotiation has a budget: 64 KiB, and 1 KiB for each op that came or was asked for. A side that talks on without end
+   and without ops is dropped.
 
-Set reconciliation (`tree`, `tree_reply`) will replace the way in which a side finds what it lacks: it takes the place
-of `Hello.heads`, `Heads` and `compute_delta`, and `get` will name ids and ranges; `Found`, `fetch`, pages, `more` and
-live push stay as they are.
-
-Source: docs/protocol/README.md. Not here: signatures, waiting ops (`replica`), limits by rate (the driver).
+Source: docs/protocol/sync.md. Not here: signatures, waiting ops (`replica`), limits by rate (the driver).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from typing import Final
 
 from msgspec import Struct, field
 
 from crdtchain import codec, limits
-from crdtchain.dag import Dag
 from crdtchain.errors import PeerError
-from crdtchain.scalars import BlobId, OpId
-from crdtchain.sync.delta import compute_delta
+from crdtchain.scalars import Author, BlobId, OpId
+from crdtchain.sync.holdings import EVERYTHING, Holdings
+from crdtchain.sync.live import ANNOUNCED_MAX, Live, split_prefixes
 from crdtchain.sync.messages import (
-    PROTOCOL_VERSION,
+    ADDRESSES_MAX,
+    Addresses,
+    Announce,
+    Auth,
     Blob,
     BlobGet,
     BlobNone,
+    Credit,
     Get,
-    Heads,
+    Graft,
+    Head,
     Hello,
     More,
     Ops,
+    Probe,
+    Prune,
+    Tree,
+    TreeReply,
+    auth_bytes,
     decode_frame,
     encode_frame,
-    encode_ops,
-    join_ids,
-    split_ids,
 )
+from crdtchain.sync.outputs import (
+    Announced,
+    BlobAsked,
+    BlobCame,
+    Check,
+    Found,
+    Output,
+    Prove,
+    Pulled,
+    Read,
+    Ready,
+    SendFrame,
+    Take,
+    Told,
+    Traffic,
+)
+from crdtchain.sync.pull import Pull
+from crdtchain.sync.reconcile import Selection, answer
+from crdtchain.sync.regions import decode_items
 
 PAGES_IN_FLIGHT: Final = 3
 """While one page is added and one is verified, the third is on its way: with two, verification had to wait."""
-_KNOWN_MAX: Final = 4_096
-
-
-class SendFrame(Struct, frozen=True):
-    """Send these bytes as one frame."""
-
-    frame: bytes
-
-
-class Read(Struct, frozen=True):
-    """Read the blocks of these ops, all of them here, and hand them to `supply`."""
-
-    request: int
-    ids: list[OpId]
-
-
-class Take(Struct, frozen=True):
-    """Decode, verify and add these blocks, in this order; then, for a request other than 0, call `stored`."""
-
-    request: int
-    blocks: list[bytes]
-    last: bool
-    """Whether the answer to the request ends here."""
-
-
-class Found(Struct, frozen=True):
-    """The peer holds ops that are not here: `fetch` them, unless somebody else is being asked already."""
-
-    ids: tuple[OpId, ...]
-
-
-class Ready(Struct, frozen=True):
-    """The peer has said hello, and it is of this network."""
-
-    hello: Hello
-
-
-class BlobAsked(Struct, frozen=True):
-    """The peer wants a piece of a blob: call `give_blob` or `refuse_blob`, once."""
-
-    get: BlobGet
-
-
-class BlobCame(Struct, frozen=True):
-    """The peer's answer to `ask_blob`."""
-
-    head: Blob | BlobNone
-    data: bytes
-
-
-Output: TypeAlias = SendFrame | Read | Take | Found | Ready | BlobAsked | BlobCame
+BUDGET_BYTES: Final = 64 * 1024
+BUDGET_OP_BYTES: Final = 1_024
+SERVED_SLACK: Final = 10_000
+"""So many ops beyond twice what is here are given to one peer in one session."""
 
 
 class _Plan(Struct):
     """An answer that is being paged out."""
 
     request: int
-    ids: list[OpId]
+    selection: Selection
     credit: int
-    place: int = 0
     buffer: list[bytes] = field(default_factory=list)
     is_reading: bool = False
+    is_over: bool = False
+    """Whether nothing is left to read."""
+
+
+_NEGOTIATING: Final = (Tree, TreeReply, Get, Announce, Graft, Prune, Probe, Addresses)
 
 
 class Session:
     """The state of one conversation."""
 
-    def __init__(self, dag: Dag, hello: Hello) -> None:
-        """`hello` is what this side says first; its heads and count are filled in by `start`."""
-        self._dag = dag
+    def __init__(self, holdings: Holdings, hello: Hello, is_dialler: bool, seed: bytes) -> None:
+        """`hello` is what this side says first, its root and count are filled in by `start`; `seed` is random."""
+        self._holdings = holdings
         self._hello = hello
+        self._is_dialler = is_dialler
         self.peer: Hello | None = None
         """What the other side said first."""
-        self.peer_heads: set[OpId] = set()
-        """The heads that it named last."""
+        self.is_ready = False
+        """Whether the other side has proved its key."""
+        self.peer_root = b""
         self.peer_count = 0
-        self._known: dict[OpId, None] = {}
-        self._request = 0
-        self._asking = 0
-        """The request that this side waits for, 0 for none."""
-        self._expected = 0
-        """Pages that may still come before another `more`."""
+        """What the other side held when it last said."""
+        self.traffic = Traffic()
+        self.live = Live()
+        self.pulling = Pull(seed)
         self._plan: _Plan | None = None
         self._answered = 0
         """The last request of the peer."""
-        self._is_behind = False
-        self._told: tuple[OpId, ...] = ()
+        self._expected = 0
+        """Pages that may still come before another `more`."""
+        self._mismatches = 0
+        self._told_root = b""
+        self._budget = BUDGET_BYTES
         self._blob_wanted: BlobGet | None = None
         """What this side waits for."""
         self._is_blob_due = False
         """Whether the peer waits for a piece of a blob."""
 
+    # -- what both agree on --
+
     @property
-    def is_fetching(self) -> bool:
-        """Whether this side waits for pages."""
-        return self._asking != 0
+    def is_pulling(self) -> bool:
+        """Whether this side is getting what it lacks."""
+        return self.pulling.is_active
 
     @property
     def is_serving(self) -> bool:
         """Whether the other side waits for pages."""
         return self._plan is not None
 
+    @property
+    def pull_scope(self) -> bytes:
+        """What this side asks the other for: what it keeps, as far as the other side keeps it."""
+        theirs = EVERYTHING if self.peer is None else self.peer.scope
+        return self._holdings.scope or theirs
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the other side held nothing that is not here, when it last said."""
+        if self.pull_scope == EVERYTHING and self._holdings.was_root(self.peer_root):
+            return True
+        return self.is_ready and self.peer_root == self._holdings.tree(self.pull_scope).root()
+
+    def _send(self, head: Head, blocks: Sequence[bytes] = ()) -> SendFrame:
+        frame = encode_frame(head, blocks)
+        self.traffic.sent_bytes += len(frame)
+        if isinstance(head, _NEGOTIATING):
+            self._charge(len(frame))
+        return SendFrame(frame)
+
+    def _charge(self, size: int) -> None:
+        self.traffic.negotiated_bytes += size
+        self._budget -= size
+        if self._budget < 0:
+            raise PeerError("the peer negotiates without an end, and without ops", "negotiation")
+
+    def refill(self, size: int) -> None:
+        """Add to the budget of negotiation: what a quiet connection uses in a while."""
+        self._budget = max(self._budget, min(self._budget + size, BUDGET_BYTES))
+
+    # -- handshake --
+
     def start(self) -> list[Output]:
         """Say hello."""
+        tree = self._holdings.tree(self._holdings.scope)
         hello = self._hello
-        self._told = tuple(self._dag.head_ids())
-        frame = encode_frame(
-            Hello(
-                version=hello.version,
-                network=hello.network,
-                node=hello.node,
-                nonce=hello.nonce,
-                heads=join_ids(self._told),
-                count=len(self._dag),
-                blobs=hello.blobs,
-            )
+        self._hello = Hello(
+            version=hello.version,
+            network=hello.network,
+            node=hello.node,
+            nonce=hello.nonce,
+            root=tree.root(),
+            count=len(tree),
+            scope=self._holdings.scope,
+            time_ms=hello.time_ms,
+            blobs=hello.blobs,
         )
-        return [SendFrame(frame)]
-
-    def missing(self) -> tuple[OpId, ...]:
-        """Return those of the peer's heads that are not here, sorted."""
-        return tuple(sorted(head for head in self.peer_heads if self._dag.find(head) is None))
+        self._told_root = self._holdings.note_root()
+        return [self._send(self._hello)]
 
     def receive(self, frame: bytes) -> list[Output]:
         """Take a frame from the peer.
@@ -181,56 +201,181 @@ class Session:
             PeerError: the peer broke the protocol, or is of another version or network.
         """
         head, blocks = decode_frame(frame)
-        if self.peer is None and not isinstance(head, Hello):
-            raise PeerError("the peer did not say hello first")
+        self.traffic.received_bytes += len(frame)
+        if isinstance(head, _NEGOTIATING):
+            self._charge(len(frame))
+        if isinstance(head, Hello):
+            return self._receive_hello(head)
+        if isinstance(head, Auth):
+            return self._receive_auth(head)
+        if not self.is_ready:
+            raise PeerError("the peer did not say hello and prove its key first", "handshake")
+        return self._receive_more_of(head, blocks)
+
+    def _receive_more_of(self, head: Head, blocks: list[bytes]) -> list[Output]:
         match head:
-            case Hello():
-                return self._receive_hello(head)
-            case Heads():
-                return self._note_heads(head.heads, head.count)
+            case Probe():
+                return self._note_probe(head.root, head.count)
+            case Tree():
+                return self._receive_tree(head)
+            case TreeReply():
+                return self._go_on(self.pulling.take_reply(head.answered, head.items))
             case Get():
                 return self._receive_get(head)
             case More():
                 return self._receive_more(head)
             case Ops():
                 return self._receive_ops(head, blocks)
+            case Credit():
+                self.live.gain(head.size)
+                return []
+            case Announce():
+                return self._receive_announce(head)
+            case Prune():
+                self.live.is_eager = False
+                return []
+            case Graft():
+                return self._receive_graft(head)
+            case Addresses():
+                return [Told(head.urls)]
             case BlobGet():
                 return self._receive_blob_get(head)
             case Blob() | BlobNone():
                 return self._receive_blob(head, blocks)
+        raise AssertionError("hello and auth are dealt with before")
 
     def _receive_hello(self, hello: Hello) -> list[Output]:
         if self.peer is not None:
-            raise PeerError("the peer said hello twice")
-        if hello.version != PROTOCOL_VERSION:
-            raise PeerError(f"the peer speaks version {hello.version} of the protocol, this node {PROTOCOL_VERSION}")
+            raise PeerError("the peer said hello twice", "handshake")
         if hello.network != self._hello.network:
-            raise PeerError("the peer is of another network")
+            raise PeerError("the peer is of another network", "network")
         if hello.nonce == self._hello.nonce:
-            raise PeerError("the peer is this node itself")
+            raise PeerError("the peer is this node itself", "self")
         self.peer = hello
-        return [Ready(hello), *self._note_heads(hello.heads, hello.count)]
+        if self.pull_scope != EVERYTHING:
+            # A scope that nobody can read is told now.
+            self._holdings.tree(self.pull_scope)
+        return [Prove(self._auth_bytes(self._is_dialler))]
 
-    def _note_heads(self, heads: bytes, count: int) -> list[Output]:
-        self.peer_heads = set(split_ids(heads))
-        self.peer_count = count
-        missing = self.missing()
-        return [Found(missing)] if missing else []
+    def _auth_bytes(self, is_dialler: bool) -> bytes:
+        assert self.peer is not None
+        pair = (self._hello, self.peer) if self._is_dialler else (self.peer, self._hello)
+        return auth_bytes(*pair, is_dialler)
+
+    def prove(self, signature: bytes) -> list[Output]:
+        """Take the signature that a `Prove` asked for."""
+        return [self._send(Auth(signature))]
+
+    def _receive_auth(self, auth: Auth) -> list[Output]:
+        if self.peer is None or self.is_ready:
+            raise PeerError("the peer proved its key before its hello, or twice", "handshake")
+        return [Check(self.peer.node, self._auth_bytes(not self._is_dialler), auth.signature)]
+
+    def accept(self) -> list[Output]:
+        """Note that the signature of a `Check` holds."""
+        assert self.peer is not None
+        self.is_ready = True
+        outputs: list[Output] = [Ready(self.peer)]
+        if self._holdings.scope == self.peer.scope:
+            return [*outputs, *self._note_probe(self.peer.root, self.peer.count)]
+        # The roots of the hellos are of different sets; probes say more.
+        self._told_root = b""
+        return [*outputs, *self.probe()]
+
+    @property
+    def node(self) -> Author:
+        """The key that the other side has proved; empty before."""
+        return Author(b"" if self.peer is None or not self.is_ready else self.peer.node)
+
+    # -- anti-entropy --
+
+    def probe(self, is_forced: bool = False) -> list[Output]:
+        """Say what is here, if that has changed since it was last said."""
+        if self.peer is None or not self.is_ready or self._plan is not None:
+            return []
+        tree = self._holdings.tree(self.peer.scope or self._holdings.scope)
+        if tree.root() == self._told_root and not (is_forced or self.live.is_behind):
+            return []
+        self._told_root, self.live.is_behind = tree.root(), False
+        self._holdings.note_root()
+        return [self._send(Probe(tree.root(), len(tree)))]
+
+    def _note_probe(self, root: bytes, count: int) -> list[Output]:
+        self.peer_root, self.peer_count = root, count
+        if self.is_in_step:
+            self._mismatches = 0
+            return []
+        self._mismatches += 1
+        assert self.peer is not None
+        mine = len(self._holdings.tree(self.pull_scope))
+        is_first = (mine, self._hello.node) < (count, self.peer.node)
+        return [Found(False)] if is_first or self._mismatches > 1 else []
+
+    def _receive_tree(self, tree: Tree) -> list[Output]:
+        found = answer(self._holdings.tree(tree.scope), tree.salt, decode_items(tree.items))
+        outputs: list[Output] = [self._send(TreeReply(found.answered, found.items))]
+        if found.lacking and tree.scope == self.pull_scope:
+            self.pulling.note_found(tree.salt, found.lacking)
+            outputs.append(Found(True))
+        return outputs
+
+    # -- asking --
+
+    def pull(self) -> list[Output]:
+        """Get what the other side holds and is not here; one pull at a time.
+
+        Raises:
+            ValueError: another one is under way.
+        """
+        if self.pulling.is_active:
+            raise ValueError("one pull at a time")
+        return self._go_on(self.pulling.start(self._holdings.tree(self.pull_scope), self.pull_scope))
+
+    def _go_on(self, head: Head | None) -> list[Output]:
+        if head is None:
+            return [Pulled(self.pulling.trip)]
+        if isinstance(head, Get):
+            self._expected = PAGES_IN_FLIGHT
+        return [self._send(head)]
+
+    def _receive_ops(self, ops: Ops, blocks: list[bytes]) -> list[Output]:
+        self.traffic.received_ops += len(blocks)
+        if not ops.request:
+            self.traffic.live_copies += len(blocks)
+            self.live.note_come(sum(map(len, blocks)))
+            return [Take(0, blocks, True)]
+        if not self.pulling.is_asking or ops.request != self.pulling.request:
+            raise PeerError("the peer sent an answer that nobody asked for", "unasked")
+        if not self._expected:
+            raise PeerError("the peer sent a page before the last one was acknowledged", "unasked")
+        if not blocks and not ops.last:
+            raise PeerError("the peer sent an empty page that is not the last", "unasked")
+        self._expected -= 1
+        return [Take(ops.request, blocks, ops.last)]
+
+    def stored(self, take: Take, accepted: int, refused_bytes: int) -> list[Output]:
+        """Say that a page has been stored: so many of its ops were new, and blocks of so many bytes were not."""
+        if not take.request:
+            owed = self.live.note_stored(sum(map(len, take.blocks)))
+            return [self._send(Credit(owed))] if owed else []
+        self.pulling.trip.ops += accepted
+        self._budget += BUDGET_OP_BYTES * accepted
+        self._charge(refused_bytes)
+        if take.last:
+            return self._go_on(self.pulling.end_request())
+        self._expected += 1
+        return [self._send(More(take.request))]
 
     # -- answering --
 
     def _receive_get(self, get: Get) -> list[Output]:
-        # A walk may be long: the next one is for who has taken what the last one found.
         if self._plan is not None:
-            raise PeerError("the peer asked again before its last answer had ended")
+            raise PeerError("the peer asked again before its last answer had ended", "unasked")
         if get.request <= self._answered:
-            raise PeerError("the peer's requests do not ascend")
+            raise PeerError("the peer's requests do not ascend", "unasked")
         self._answered = get.request
-        dag = self._dag
-        want = [number for number in map(dag.find, split_ids(get.want)) if number is not None]
-        have = [number for number in map(dag.find, split_ids(get.have)) if number is not None]
-        ids = [dag.ids[number] for number in compute_delta(dag, want, have)]
-        self._plan = _Plan(get.request, ids, PAGES_IN_FLIGHT)
+        tree = self._holdings.tree(get.scope)
+        self._plan = _Plan(get.request, Selection(tree, get.salt, decode_items(get.items)), PAGES_IN_FLIGHT)
         return self._page()
 
     def _receive_more(self, more: More) -> list[Output]:
@@ -239,13 +384,15 @@ class Session:
             return []
         plan.credit += 1
         if plan.credit > PAGES_IN_FLIGHT:
-            raise PeerError("the peer acknowledged a page that it was not sent")
+            raise PeerError("the peer acknowledged a page that it was not sent", "unasked")
         return self._page()
 
-    def supply(self, request: int, blocks: Sequence[bytes]) -> list[Output]:
+    def supply(self, read: Read, blocks: Sequence[bytes]) -> list[Output]:
         """Take the blocks that a `Read` asked for, in its order."""
+        if not read.request:
+            return self._send_live(self.live.spend(list(blocks)))
         plan = self._plan
-        if plan is None or plan.request != request:
+        if plan is None or plan.request != read.request:
             return []
         plan.is_reading = False
         plan.buffer.extend(blocks)
@@ -255,65 +402,76 @@ class Session:
         """Send pages as long as there is credit; read ahead when the buffer runs out."""
         plan, outputs = self._plan, list[Output]()
         while plan is not None and not plan.is_reading:
-            rest = len(plan.ids) - plan.place
-            if not plan.buffer and rest:
-                ids = plan.ids[plan.place : plan.place + limits.BATCH_OPS_MAX]
-                plan.place += len(ids)
-                plan.is_reading = True
-                return [*outputs, Read(plan.request, ids)]
+            if not plan.buffer and not plan.is_over:
+                numbers = plan.selection.take(limits.BATCH_OPS_MAX)
+                plan.is_over = plan.selection.is_done
+                if numbers:
+                    plan.is_reading = True
+                    ids = self._holdings.dag.ids
+                    return [*outputs, Read(plan.request, [ids[number] for number in numbers])]
             if not plan.credit:
                 return outputs
             blocks, plan.buffer = _split_page(plan.buffer)
             plan.credit -= 1
-            is_last = not plan.buffer and not rest
-            outputs.append(SendFrame(encode_ops(blocks, plan.request, is_last)))
+            is_last = not plan.buffer and plan.is_over
+            self._note_served(len(blocks))
+            outputs.append(self._send(Ops(plan.request, is_last, tuple(map(len, blocks))), blocks))
             if is_last:
                 plan = self._plan = None
-        if plan is None and self._is_behind:
+        if plan is None and self.live.is_behind:
             outputs.extend(self.probe())
         return outputs
 
-    # -- asking --
+    def _note_served(self, count: int) -> None:
+        self.traffic.sent_ops += count
+        self._budget += BUDGET_OP_BYTES * count
+        if self.traffic.sent_ops > 2 * len(self._holdings.dag) + SERVED_SLACK:
+            raise PeerError("the peer asks for the same ops again and again", "negotiation")
 
-    def fetch(self, want: Sequence[OpId]) -> list[Output]:
-        """Ask for the past of some ops, as far as it is not here; one request at a time.
+    # -- live --
 
-        Raises:
-            ValueError: another request is under way.
-        """
-        if self.is_fetching:
-            raise ValueError("one request at a time")
-        self._request += 1
-        self._asking, self._expected = self._request, PAGES_IN_FLIGHT
-        return [SendFrame(encode_frame(Get(self._request, join_ids(want), join_ids(self._have()))))]
-
-    def _have(self) -> list[OpId]:
-        """Return what says best what is here: heads, and ops from ever longer ago, for the newest may be new there."""
-        dag = self._dag
-        numbers, distance = list[int](), 1
-        while distance < len(dag):
-            numbers.append(len(dag) - distance)
-            distance += 1 + distance // 4
-        heads = sorted(dag.heads, key=dag.depths.__getitem__, reverse=True)
-        return [dag.ids[number] for number in dict.fromkeys([0, *numbers, *heads])]
-
-    def _receive_ops(self, ops: Ops, blocks: list[bytes]) -> list[Output]:
-        if ops.request:
-            if ops.request != self._asking:
-                raise PeerError("the peer sent an answer that nobody asked for")
-            if not self._expected:
-                raise PeerError("the peer sent a page before the last one was acknowledged")
-            self._expected -= 1
-            if ops.last:
-                self._asking = 0
-        return [Take(ops.request, blocks, ops.last)]
-
-    def stored(self, request: int) -> list[Output]:
-        """Say that a page of an answer has been stored: the next one may come."""
-        if not request or request != self._asking:
+    def push(self, ops: Sequence[tuple[OpId, bytes]], is_lazy: bool = False) -> list[Output]:
+        """Send or announce new ops, ids and blocks, as far as the peer keeps them and is not known to hold them."""
+        if self.peer is None or not self.is_ready:
             return []
-        self._expected += 1
-        return [SendFrame(encode_frame(More(request)))]
+        if self._plan is not None:
+            self.live.is_behind = True
+            return []
+        scope = self.peer.scope
+        within = ops if scope == EVERYTHING else [pair for pair in ops if self._holdings.is_within(scope, pair[0])]
+        return self._send_live(self.live.push(within, is_lazy))
+
+    def _send_live(self, blocks: list[bytes]) -> list[Output]:
+        outputs: list[Output] = []
+        while blocks:
+            page, blocks = _split_page(blocks)
+            self.traffic.sent_ops += len(page)
+            outputs.append(self._send(Ops(0, True, tuple(map(len, page))), page))
+        return outputs
+
+    def announce(self) -> list[Output]:
+        """Tell the peer the prefixes of what was not sent since the last time."""
+        prefixes = self.live.take_announcement()
+        return [self._send(Announce(prefixes))] if prefixes else []
+
+    def prune(self) -> list[Output]:
+        """Ask the peer to announce, because what it sends comes from others before."""
+        return [self._send(Prune())]
+
+    def graft(self, prefixes: Sequence[bytes]) -> list[Output]:
+        """Ask for announced ops, and for live ops from now on."""
+        return [self._send(Graft(b"".join(prefixes[:ANNOUNCED_MAX])))]
+
+    def _receive_announce(self, announce: Announce) -> list[Output]:
+        return [Announced(split_prefixes(announce.prefixes))]
+
+    def _receive_graft(self, graft: Graft) -> list[Output]:
+        ids = self.live.take_graft(split_prefixes(graft.prefixes))
+        return [Read(0, ids)] if ids else []
+
+    def tell(self, urls: Sequence[str]) -> list[Output]:
+        """Tell the peer where other nodes answer."""
+        return [self._send(Addresses(tuple(urls[:ADDRESSES_MAX])))]
 
     # -- blobs --
 
@@ -331,21 +489,21 @@ class Session:
         if self._blob_wanted is not None:
             raise ValueError("one piece at a time")
         self._blob_wanted = BlobGet(bytes(blob), offset, hops, is_list)
-        return [SendFrame(encode_frame(self._blob_wanted))]
+        return [self._send(self._blob_wanted)]
 
     def give_blob(self, total: int, data: bytes) -> list[Output]:
         """Answer the peer with a piece."""
         self._is_blob_due = False
-        return [SendFrame(encode_frame(Blob(total, len(data)), [data]))]
+        return [self._send(Blob(total, len(data)), [data])]
 
     def refuse_blob(self, later: bool = False) -> list[Output]:
         """Answer the peer that the blob is not here; `later`: that it is being fetched."""
         self._is_blob_due = False
-        return [SendFrame(encode_frame(BlobNone(later)))]
+        return [self._send(BlobNone(later))]
 
     def _receive_blob_get(self, get: BlobGet) -> list[Output]:
         if self._is_blob_due:
-            raise PeerError("the peer asked for a blob before its last answer had come")
+            raise PeerError("the peer asked for a blob before its last answer had come", "unasked")
         if not (codec.is_op_id(get.cid) or (codec.is_raw_blob_id(get.cid) and not get.list)):
             raise PeerError("the peer asked for what is no blob")
         self._is_blob_due = True
@@ -354,48 +512,11 @@ class Session:
     def _receive_blob(self, head: Blob | BlobNone, blocks: list[bytes]) -> list[Output]:
         wanted = self._blob_wanted
         if wanted is None:
-            raise PeerError("the peer sent a blob that nobody asked for")
+            raise PeerError("the peer sent a blob that nobody asked for", "unasked")
         if isinstance(head, Blob) and head.size != min(limits.BLOB_PIECE_BYTES, head.total - wanted.offset):
             raise PeerError("the peer sent a piece of a blob that does not fit")
         self._blob_wanted = None
         return [BlobCame(head, blocks[0] if blocks else b"")]
-
-    # -- live --
-
-    def note_known(self, ids: Iterable[OpId]) -> None:
-        """Note that the peer holds some ops: they are not pushed to it."""
-        for op in ids:
-            self._known.pop(op, None)
-            self._known[op] = None
-        while len(self._known) > _KNOWN_MAX:
-            del self._known[next(iter(self._known))]
-
-    def push(self, ops: Sequence[tuple[OpId, bytes]]) -> list[Output]:
-        """Send new ops, ids and blocks, that the peer is not known to hold."""
-        if self.peer is None:
-            return []
-        if self._plan is not None:
-            self._is_behind = True
-            return []
-        blocks = [block for op, block in ops if op not in self._known]
-        self.note_known(op for op, _ in ops)
-        outputs: list[Output] = []
-        while blocks:
-            page, blocks = _split_page(blocks)
-            outputs.append(SendFrame(encode_ops(page)))
-        return outputs
-
-    def set_behind(self) -> None:
-        """Note that a push was dropped: the next `probe` says the heads."""
-        self._is_behind = True
-
-    def probe(self) -> list[Output]:
-        """Say the heads, if they have changed since they were last said."""
-        heads = tuple(self._dag.head_ids())
-        if self.peer is None or self._plan is not None or (heads == self._told and not self._is_behind):
-            return []
-        self._told, self._is_behind = heads, False
-        return [SendFrame(encode_frame(Heads(join_ids(heads), len(self._dag))))]
 
 
 def _split_page(blocks: list[bytes]) -> tuple[list[bytes], list[bytes]]:

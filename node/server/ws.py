@@ -35,7 +35,7 @@ async def handle_sync(request: web.Request) -> web.StreamResponse:
     )
     await socket.prepare(request)
     try:
-        await node.peers.talk(socket, address, is_configured=False)
+        await node.peers.talk(socket, address, is_configured=False, is_dialler=False)
     except PeerError as error:
         await socket.close(code=CLOSE_CODE, message=cut_reason(str(error)))
     return socket

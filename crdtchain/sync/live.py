@@ -1,0 +1,128 @@
+"""What is new goes to a peer at once, or is only announced to it: the live half of one conversation.
+
+Every link starts *eager*: new ops are sent over it. Who gets an op that it has already asks the sender to `prune` the
+link, so that the eager links of a network become a tree of first deliveries; over the others prefixes are announced.
+Who hears of an op and does not get it asks for it with a `graft`, which makes the link eager again. (The scheme is
+Plumtree's, by Leitao, Pereira and Rodrigues, 2007.)
+
+A byte of live ops costs credit, which comes back when it is stored on the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from crdtchain import limits
+from crdtchain.errors import PeerError
+from crdtchain.scalars import OpId
+from crdtchain.sync.messages import PREFIX_BYTES
+
+LIVE_CREDIT: Final = 2**20
+"""Bytes of live ops that may be under way."""
+CREDIT_STEP: Final = 64 * 1024
+"""Stored live bytes that are worth telling."""
+ANNOUNCED_MAX: Final = limits.BYTES_MAX // PREFIX_BYTES
+_KNOWN_MAX: Final = 4_096
+_ID_PREFIX: Final = 4
+
+
+class Live:
+    """The live half of one conversation."""
+
+    def __init__(self) -> None:
+        self.is_eager = True
+        """Whether new ops are sent, and not only announced."""
+        self.is_behind = False
+        """Whether something was left out that the next probe makes up for."""
+        self._known: dict[OpId, None] = {}
+        self._announced: dict[bytes, OpId] = {}
+        self._to_announce: list[bytes] = []
+        self._credit = LIVE_CREDIT
+        self._granted = LIVE_CREDIT
+        self._owed = 0
+
+    # -- out --
+
+    def note_known(self, ids: Iterable[OpId]) -> None:
+        """Note that the peer holds some ops: they are not sent to it."""
+        for op in ids:
+            self._known.pop(op, None)
+            self._known[op] = None
+        while len(self._known) > _KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+
+    def push(self, ops: Sequence[tuple[OpId, bytes]], is_lazy: bool = False) -> list[bytes]:
+        """Take new ops, ids and blocks; returns the blocks that are to be sent now. `is_lazy`: announce them."""
+        fresh = [(op, block) for op, block in ops if op not in self._known]
+        if is_lazy or not self.is_eager:
+            for op, _ in fresh:
+                prefix = op[_ID_PREFIX : _ID_PREFIX + PREFIX_BYTES]
+                self._announced[prefix] = op
+                self._to_announce.append(prefix)
+            while len(self._announced) > ANNOUNCED_MAX:
+                del self._announced[next(iter(self._announced))]
+            return []
+        self.note_known(op for op, _ in fresh)
+        return self.spend([block for _, block in fresh])
+
+    def spend(self, blocks: list[bytes]) -> list[bytes]:
+        """Pay for blocks with credit; without enough of it none is to be sent, and the peer is behind."""
+        size = sum(map(len, blocks))
+        if size > self._credit:
+            self.is_behind = True
+            return []
+        self._credit -= size
+        return blocks
+
+    def gain(self, size: int) -> None:
+        """Take credit that the peer gives back."""
+        self._credit = min(LIVE_CREDIT, self._credit + size)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something is to be announced."""
+        return bool(self._to_announce)
+
+    def take_announcement(self) -> bytes:
+        """Return the prefixes that are to be announced now; empty for none."""
+        prefixes, self._to_announce = self._to_announce[-ANNOUNCED_MAX:], []
+        return b"".join(prefixes)
+
+    def take_graft(self, prefixes: Iterable[bytes]) -> list[OpId]:
+        """Make the link eager; returns the announced ops that the peer asks for."""
+        self.is_eager = True
+        found = [self._announced[prefix] for prefix in prefixes if prefix in self._announced]
+        return found[: limits.BATCH_OPS_MAX]
+
+    # -- in --
+
+    def note_come(self, size: int) -> None:
+        """Note live bytes that came.
+
+        Raises:
+            PeerError: there was no credit for them.
+        """
+        self._granted -= size
+        if self._granted < 0:
+            raise PeerError("the peer sent more live ops than it may", "credit")
+
+    def note_stored(self, size: int) -> int:
+        """Note live bytes that were stored; returns the credit to give back now, or 0."""
+        self._owed += size
+        if self._owed < CREDIT_STEP:
+            return 0
+        self._granted += self._owed
+        owed, self._owed = self._owed, 0
+        return owed
+
+
+def split_prefixes(data: bytes) -> list[bytes]:
+    """Take the prefixes out of an announcement.
+
+    Raises:
+        PeerError: it is not made of prefixes.
+    """
+    if len(data) % PREFIX_BYTES:
+        raise PeerError("the peer sent a list of prefixes that ends within one")
+    return [data[start : start + PREFIX_BYTES] for start in range(0, len(data), PREFIX_BYTES)]
