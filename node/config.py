@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from crdtchain.errors import UsageError
+from node.addresses import parse_peer_url
 from node.tables import find_nearest, load_toml
 
 CONFIG_FILE: Final = "config.toml"
@@ -35,7 +36,29 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """HOST:PORT of the peer port, for other nodes; empty: none, and the node only dials out. Port 0 takes any free
     one."""
     peers: tuple[str, ...] = ()
-    """Addresses of other nodes' peer ports, http://HOST:PORT each."""
+    """Addresses of other nodes' peer ports, http://HOST:PORT or https://HOST/PREFIX each. More stand in `peers.list`
+    (`crdtchain peers add`); once reached they are remembered."""
+    public_url: str = ""
+    """Address of this node's peer port as others reach it, behind a router or a reverse proxy; it is told to peers."""
+    mdns: Literal["auto", "on", "off"] = "auto"
+    """Find nodes of the same network on the local network, and be found there; auto: when the peer port listens on
+    more than loopback."""
+    allow: str = ""
+    """A file with the did:keys of the nodes that may connect, both ways; relative to the data folder. Without this
+    setting it is `peers.allow` if there is such a file; else every node may."""
+    tls_cert: str = ""
+    """Certificate (with its chain) of the peer port, a PEM file; with `tls_key` the peer port speaks https."""
+    tls_key: str = ""
+    """Key of `tls_cert`, a PEM file without passphrase."""
+    tls_ca: str = ""
+    """Further authorities, a PEM file, by which the certificates of dialled peers are checked."""
+    path_prefix: str = ""
+    """Both ports answer below this path too, such as /crdtchain, for a reverse proxy that passes it on."""
+    trusted_proxies: tuple[str, ...] = ()
+    """IP addresses or networks of reverse proxies; from them X-Forwarded-For says who asks."""
+    force_offline: bool = False
+    """Sign though the data folder looks copied or restored and no peer has confirmed the own chain: if another copy
+    has signed since, the account is frozen for ever. Only as a flag, for one start."""
     witness: bool = False
     """Do a witness's duty; needs a key that genesis names as a witness."""
     hosts: tuple[str, ...] = ()
@@ -83,12 +106,18 @@ def load_settings(
     if path.exists():
         values.update(_check_names(load_toml(path, "settings file"), str(path)))
     values.update(_read_environment(os.environ if environ is None else environ))
+    if values.get("force_offline"):
+        # A danger that is accepted once must not become a habit.
+        raise UsageError("force_offline is no lasting setting: give --force-offline for the one start that needs it")
     values.update(_check_names({name: value for name, value in (flags or {}).items() if value is not None}, "a flag"))
     try:
-        return msgspec.convert(values, Settings)
+        settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
         text = str(error).replace(f"Expected `str` matching regex {_HOST_PORT!r}", "Expected HOST:PORT")
         raise UsageError(f"a setting is wrong: {text}") from None
+    for url in (*settings.peers, *filter(None, (settings.public_url,))):
+        parse_peer_url(url)
+    return settings
 
 
 def _check_names(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:

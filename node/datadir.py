@@ -34,7 +34,7 @@ from crdtchain.params import compute_params
 from crdtchain.scalars import Author
 from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import GENESIS_NETWORK, signing_bytes
-from node.dialer import parse_peer_url
+from node.addresses import parse_peer_url
 
 KEY_FILE: Final = "key"
 GENESIS_FILE: Final = "genesis.cbor"

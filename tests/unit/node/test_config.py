@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from crdtchain.errors import UsageError
+from node.addresses import parse_peer_url
 from node.config import Settings, default_data_dir, load_settings, split_host_port
-from node.dialer import parse_peer_url
 
 
 def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
@@ -59,7 +59,8 @@ def test_addresses_are_read_strictly() -> None:
             split_host_port(text, "x")
     assert str(parse_peer_url("ws://host:1/")) == "http://host:1"
     assert str(parse_peer_url("host:1")) == "http://host:1"
-    for text in ("ftp://host:1", "http://", "http://host:1/path", "http://user@host:1", "http://host:99999"):
+    assert str(parse_peer_url("https://host/a/path/")) == "https://host/a/path"
+    for text in ("ftp://host:1", "http://", "http://host:1/a?b", "http://user@host:1", "http://host:99999"):
         with pytest.raises(UsageError):
             parse_peer_url(text)
 
