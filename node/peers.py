@@ -18,8 +18,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
+
+from msgspec import Struct
 
 from crdtchain.errors import PeerError
 from crdtchain.ops import SignedOp
@@ -39,9 +42,20 @@ AWAITED_MAX: Final = 4_096
 PULL_PAUSE_S: Final = 0.25
 """One peer is asked again after so long, if the last time brought nothing."""
 ANNOUNCED_PULL_MAX: Final = 1_000
+ENDED_MAX: Final = 64
 ALREADY_CONNECTED: Final = "already connected"
 
 log = logging.getLogger(__name__)
+
+
+class Ended(Struct, frozen=True):
+    """A connection that ended."""
+
+    address: str
+    node: Author
+    """Empty when the other side did not prove a key."""
+    reason: str
+    time_ms: int
 
 
 class Peers:
@@ -58,6 +72,8 @@ class Peers:
         self.links: dict[str, Link] = {}
         self.failures: dict[str, str] = {}
         """Configured address to why it is not connected."""
+        self.ended: deque[Ended] = deque(maxlen=ENDED_MAX)
+        """Connections that ended lately, the last one at the end."""
         self._owner = owner
         self._own = own
         self._make_session = make_session
@@ -102,6 +118,7 @@ class Peers:
         try:
             return await link.run()
         finally:
+            self.ended.append(Ended(address, link.node, link.close_reason, time.time_ns() // 1_000_000))
             del self.links[link.name]
             self._wanted.pop(link, None)
             self._missed.discard(link)

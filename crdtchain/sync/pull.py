@@ -37,7 +37,9 @@ class Trip(Struct):
     received_bytes: int = 0
     """Bytes of negotiation; ops not among them."""
     ops: int = 0
-    """Ops that came."""
+    """Ops that came and were new."""
+    op_bytes: int = 0
+    """Bytes of the pages in which they came."""
 
 
 class Pull:

@@ -160,6 +160,8 @@ class Session:
     def _send(self, head: Head, blocks: Sequence[bytes] = ()) -> SendFrame:
         frame = encode_frame(head, blocks)
         self.traffic.sent_bytes += len(frame)
+        if isinstance(head, Tree | Get | More):
+            self.pulling.trip.sent_bytes += len(frame)
         if isinstance(head, _NEGOTIATING):
             self._charge(len(frame))
         return SendFrame(frame)
@@ -219,6 +221,7 @@ class Session:
             case Tree():
                 return self._receive_tree(head)
             case TreeReply():
+                self.pulling.trip.received_bytes += len(head.items)
                 return self._go_on(self.pulling.take_reply(head.answered, head.items))
             case Get():
                 return self._receive_get(head)
@@ -350,6 +353,7 @@ class Session:
             raise PeerError("the peer sent a page before the last one was acknowledged", "unasked")
         if not blocks and not ops.last:
             raise PeerError("the peer sent an empty page that is not the last", "unasked")
+        self.pulling.trip.op_bytes += sum(map(len, blocks))
         self._expected -= 1
         return [Take(ops.request, blocks, ops.last)]
 

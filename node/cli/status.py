@@ -1,4 +1,4 @@
-"""`status` and `peers`: what this node holds, and whom it talks to."""
+"""`status`: what this node holds, and how it does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crdtchain.views import ledger_status, own_balance
 from node.cli.init import get_passphrase
 from node.cli.network import load_genesis
 from node.cli.remote import connect
-from node.cli.shell import Shell, command, shorten
+from node.cli.shell import Shell, command
 from node.datadir import load_key
 from node.ledger_file import open_ledger
 
@@ -72,35 +72,11 @@ def describe(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe_peers(values: Mapping[str, Any]) -> str:
-    """Write the connections for people."""
-    lines = [
-        f"{peer['address']}  {shorten(peer['node'])}  {peer['ops']} ops  "
-        f"{'in step' if peer['synced'] else 'catching up'}"
-        for peer in values["connected"]
-    ]
-    failed = values["failed"]
-    rows = failed.items() if isinstance(failed, Mapping) else ((str(row), "") for row in failed)
-    lines.extend(f"{address}  not connected: {reason}" for address, reason in rows)
-    return "\n".join(lines) or "No peers. Give one with `crdtchain serve --peer URL`."
-
-
 def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the command."""
 
     @command(app, "status", "status --json")
     def status(shell: Shell) -> None:
         """Show heads, digests, balance and what waits; works without a running node too."""
         values = shell.run(read_status(shell))
         shell.show(values, describe(values))
-
-    @command(app, "peers", "peers")
-    def peers(shell: Shell) -> None:
-        """Show whom the node is connected to, and why others are missing."""
-
-        async def work() -> Mapping[str, Any]:
-            async with connect(shell) as client:
-                return await client.peers()
-
-        values = shell.run(work())
-        shell.show(values, describe_peers(values))

@@ -30,6 +30,7 @@ from node.server.bodies import (
     read_terms,
 )
 from node.server.openapi import API, Route, make_openapi
+from node.server.peering import describe_peers
 from node.server.ws import NODE
 
 PAGE_MAX: Final = 500
@@ -95,20 +96,8 @@ async def get_network(request: web.Request) -> web.Response:
 
 
 async def get_peers(request: web.Request) -> web.Response:
-    """Answer connections, and configured peers that are not connected, with the reason."""
-    node = request.app[NODE]
-    connected: list[views.Json] = [
-        {
-            "name": link.name,
-            "address": link.address,
-            "node": codec.format_did(link.node),
-            "configured": link.is_configured,
-            "synced": link.is_synced,
-            "ops": link.session.peer_count,
-        }
-        for link in node.peers.ready()
-    ]
-    return _json({"connected": connected, "failed": node.peers.failures})
+    """Answer connections, those that ended lately, and configured peers that are not connected, with the reason."""
+    return _json(describe_peers(request.app[NODE]))
 
 
 async def get_ops(request: web.Request) -> web.Response:
