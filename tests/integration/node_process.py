@@ -22,6 +22,14 @@ from node.datadir import create_data, found_network, join_network, read_node_fil
 ROOT = Path(__file__).parents[2]
 START_S = 20.0
 WAIT_S = 60.0
+SKEWED = """
+import sys, time
+wall_s, wall_ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: wall_s() + {skew_s}, lambda: wall_ns() + int({skew_s} * 1e9)
+from node.serve import main
+sys.exit(main())
+"""
+"""A node whose clock is wrong, from its first moment on."""
 
 
 async def wait_until(holds: Callable[[], Awaitable[object]], what: str, seconds: float = WAIT_S) -> None:
@@ -44,10 +52,26 @@ class NodeProcess:
         self.log = folder.with_suffix(".log")
 
     async def start(
-        self, *peers: str, witness: bool = False, flags: tuple[str, ...] = (), listen: bool = True
+        self,
+        *peers: str,
+        witness: bool = False,
+        flags: tuple[str, ...] = (),
+        listen: bool = True,
+        within: tuple[str, ...] = (),
+        skew_s: float = 0,
     ) -> NodeProcess:
-        """Start the process and wait until it serves."""
-        command = [sys.executable, "-m", "node.serve", "--data", str(self.folder), "--local", "127.0.0.1:0"]
+        """Start the process and wait until it serves.
+
+        Args:
+            peers: whom it dials.
+            witness: whether it does a witness's duty.
+            flags: further ones.
+            listen: whether it has a peer port.
+            within: what the command is put behind.
+            skew_s: how far its clock is ahead.
+        """
+        program = ["-c", SKEWED.format(skew_s=skew_s)] if skew_s else ["-m", "node.serve"]
+        command = [*within, sys.executable, *program, "--data", str(self.folder), "--local", "127.0.0.1:0"]
         command += ["--tip-wait-s", "5", "--debounce-ms", "20"]
         if listen:
             command += ["--listen", "127.0.0.1:0"]
