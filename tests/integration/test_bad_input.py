@@ -16,7 +16,7 @@ from rich.console import Console
 
 from crdtchain.codec import format_did
 from crdtchain.errors import UsageError
-from node.cli import accounts, job_watch, jobs, status
+from node.cli import accounts, connections, job_watch, jobs
 from node.cli.main import main
 from node.cli.shell import Shell, report
 from node.datadir import create_data, join_network
@@ -57,7 +57,8 @@ def hostile_account(text: str) -> dict[str, Any]:
 
 
 def hostile_peers(text: str) -> dict[str, Any]:
-    return {"connected": [], "failed": {"http://192.0.2.1:1": text}}
+    ended = {"address": "192.0.2.2", "node": None, "reason": text, "time": 1}
+    return {"connected": [], "failed": {"http://192.0.2.1:1": text}, "ended": [ended]}
 
 
 PRINTERS: list[Callable[[str], Callable[[Console], None] | str]] = [
@@ -65,7 +66,7 @@ PRINTERS: list[Callable[[str], Callable[[Console], None] | str]] = [
     lambda text: lambda out: jobs.show_job(out, hostile_job(text)),
     lambda text: lambda out: out.print(job_watch.render(hostile_job(text), 0)),
     lambda text: lambda out: accounts.show_account(out, hostile_account(text)),
-    lambda text: status.describe_peers(hostile_peers(text)),
+    lambda text: connections.describe_peers(hostile_peers(text)),
 ]
 
 
