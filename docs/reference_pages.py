@@ -69,6 +69,8 @@ def find_commands() -> Iterator[tuple[str, Any]]:
         if not children:
             yield " ".join(words), command
             return
+        if words and command.invoke_without_command:
+            yield " ".join(words), command
         for name, child in children.items():
             yield from walk(child, (*words, name))
 

@@ -8,6 +8,9 @@ blobs/           blobs by CID (node.blobs)
 token            the secret that the local port asks for, 0600
 config.toml      settings (node.config), written by people
 node.json        addresses of the running node, 0600; not there when none runs
+peers.list       addresses to dial always, written by people (node.dialer)
+peers.allow      keys that may connect, written by people (node.allow)
+place, signed    by which a copied or restored folder is known (node.place)
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import asyncio
 import json
 import os
 import secrets
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,12 +39,18 @@ from crdtchain.scalars import Author
 from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import GENESIS_NETWORK, signing_bytes
 from node.addresses import parse_peer_url
+from node.config import load_settings
+from node.dialing import explain, make_http
+from node.tls import make_client_context
+from node.watched import add_line
 
 KEY_FILE: Final = "key"
 GENESIS_FILE: Final = "genesis.cbor"
 BLOBS_FOLDER: Final = "blobs"
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of the file
 NODE_FILE: Final = "node.json"
+PEERS_FILE: Final = "peers.list"
+PEERS_HEADER: Final = "Addresses of other nodes' peer ports, one a line; the node connects to them always."
 _FETCH_S: Final = 10
 
 
@@ -175,21 +185,25 @@ async def found_network(
     return signed
 
 
-async def join_network(folder: Path, url: str) -> SignedOp:
-    """Join the network of a peer: fetch its genesis and store it.
+async def join_network(folder: Path, url: str, *, is_kept: bool = False) -> SignedOp:
+    """Join the network of a peer: fetch its genesis and store it; with `is_kept` the node connects to the peer always.
+
+    How the peer's certificate is checked, if it has one, the folder's settings say.
 
     Raises:
         NoPeerError: nobody answers there.
         PeerError: what answers has no genesis.
         UsageError: the folder belongs to another network.
     """
-    block = await _fetch_genesis(url)
+    block = await _fetch_genesis(url, make_client_context(load_settings(folder).tls_ca))
     try:
         signed = decode_op(block)
         validate_genesis(signed)
     except InvalidOpError as error:
         raise PeerError(f"{url} has no valid genesis: {error}") from None
     await _begin(folder, signed)
+    if is_kept:
+        add_line(folder / PEERS_FILE, str(parse_peer_url(url)), PEERS_HEADER, write_private)
     return signed
 
 
@@ -206,17 +220,19 @@ def validate_genesis(signed: SignedOp) -> None:
     compute_params(signed.op)
 
 
-async def _fetch_genesis(url: str) -> bytes:
+async def _fetch_genesis(url: str, tls: ssl.SSLContext) -> bytes:
     address = parse_peer_url(url)
     timeout = aiohttp.ClientTimeout(total=_FETCH_S)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(address / "genesis") as response:
+        async with make_http(tls, lambda _: True, timeout) as http, http.get(address / "genesis") as response:
             if response.status != 200:
                 raise PeerError(f"{url} answers, but not as a peer port (status {response.status})")
             data = await response.content.read(limits.BLOCK_BYTES_MAX + 1)
             while not response.content.at_eof() and len(data) <= limits.BLOCK_BYTES_MAX:
                 data += await response.content.read(limits.BLOCK_BYTES_MAX)
             return data
+    except (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError) as error:
+        raise NoPeerError(f"can't connect to {url}: {explain(error, url)}") from None
     except (aiohttp.ClientError, OSError, TimeoutError):
         raise NoPeerError(f"nobody answers at {url}: is the node running, and is this its peer port?") from None
 

@@ -35,8 +35,6 @@ from node.dialing import MakeHttp, end_socket, explain, explain_end, find_local_
 from node.link import Socket
 from node.watched import WatchedFile, read_lines
 
-PEERS_FILE: Final = "peers.list"
-PEERS_HEADER: Final = "Addresses of other nodes' peer ports, one a line; the node connects to them always."
 ALREADY_CONNECTED: Final = "already connected"
 """Reason with which the second connection to a node ends."""
 OUTBOUND_MAX: Final = 8
@@ -169,6 +167,8 @@ class Dialer:
         before = self.book.configured
         self.book.configure(texts)
         for url in before - self.book.configured:
+            # Whoever takes an address out of the list means it.
+            self.book.forget(url)
             self.failures.pop(url, None)
             self._end(url)
 

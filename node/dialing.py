@@ -54,12 +54,16 @@ async def _refuse_redirect(session: object, context: object, params: aiohttp.Tra
     raise PeerError("what answers there is no peer port (it sends elsewhere)")
 
 
-def make_http(tls: ssl.SSLContext, allows: Allows) -> aiohttp.ClientSession:
+def make_http(
+    tls: ssl.SSLContext, allows: Allows, timeout: aiohttp.ClientTimeout | None = None
+) -> aiohttp.ClientSession:
     """Return a session for one connection: it remembers no names and follows no redirects."""
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
     connector = aiohttp.TCPConnector(ssl=tls, resolver=_Resolver(allows), use_dns_cache=False, force_close=True)
-    return aiohttp.ClientSession(connector=connector, trace_configs=[trace], trust_env=False)
+    return aiohttp.ClientSession(
+        connector=connector, trace_configs=[trace], trust_env=False, timeout=timeout or aiohttp.ClientTimeout()
+    )
 
 
 def explain(error: BaseException, url: str) -> str:

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,16 @@ from crdtchain import limits
 from crdtchain.adapters.keys import self_test
 from crdtchain.codec import format_cid, format_did
 from crdtchain.errors import CrdtchainError, UsageError
+from node.book import Book
 from node.config import Settings, default_data_dir, load_settings, split_host_port
 from node.datadir import load_token, remove_node_file, write_node_file
+from node.discovery import Discovery, wants_mdns
 from node.logs import set_up_logs
 from node.node import Node
+from node.proxy import Proxies
 from node.server.app import make_local_app, make_peer_app
 from node.server.security import EVERYWHERE, Guard, local_hosts
+from node.tls import ServerTls
 
 GARBAGE_OBJECTS = 100_000
 """So many new objects make the collector of cycles look at the young ones."""
@@ -52,18 +56,59 @@ async def open_ports(node: Node, settings: Settings) -> AsyncIterator[dict[str, 
         UsageError: a port is in use, or not this machine's.
     """
     token = load_token(node.folder)
+    proxies = Proxies(settings.path_prefix, settings.trusted_proxies)
+    tls = ServerTls.open(settings.tls_cert, settings.tls_key)
     async with contextlib.AsyncExitStack() as stack:
-        peer = ""
+        peer, host = "", ""
         if settings.listen:
-            host, node.peer_port = await _open(stack, make_peer_app(node), settings.listen, "--listen")
-            peer = _format_url(host, node.peer_port)
+            app = make_peer_app(node)
+            host, node.peer_port = await _open(stack, app, settings.listen, "--listen", proxies, tls)
+            peer = _format_url(host, node.peer_port, is_https=tls is not None)
+        if tls is not None:
+            await _run_aside(stack, tls.follow())
+            _reload_on_hangup(stack, tls)
+        if wants_mdns(settings):
+            await _run_aside(stack, _make_discovery(node, host, is_https=tls is not None).run())
         guard = Guard(token, settings.hosts, settings.origins)
-        host, port = await _open(stack, make_local_app(node, guard), settings.local, "--local")
+        host, port = await _open(stack, make_local_app(node, guard), settings.local, "--local", proxies)
         guard.add_hosts(local_hosts(host, port))
         yield {"local": _format_url(host, port), "peer": peer}
 
 
-async def _open(stack: contextlib.AsyncExitStack, app: web.Application, where: str, what: str) -> tuple[str, int]:
+async def _run_aside(stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None]) -> None:
+    """Run work until the ports close."""
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    stack.push_async_callback(end)
+
+
+def _reload_on_hangup(stack: contextlib.AsyncExitStack, tls: ServerTls) -> None:
+    """Read the certificate again at SIGHUP, where this program may handle signals."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(RuntimeError, ValueError):
+        loop.add_signal_handler(signal.SIGHUP, tls.reload)
+        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+
+
+def _make_discovery(node: Node, host: str, is_https: bool) -> Discovery:
+    network, book = node.runtime.ledger.params.network, getattr(node, "book", None)
+    note = book.note_local if isinstance(book, Book) else lambda url: None
+    return Discovery(network, node.author, note, port=node.peer_port, host=host, is_https=is_https)
+
+
+async def _open(
+    stack: contextlib.AsyncExitStack,
+    app: web.Application,
+    where: str,
+    what: str,
+    proxies: Proxies,
+    tls: ServerTls | None = None,
+) -> tuple[str, int]:
     """Listen at an address; returns host and port."""
     host, port = split_host_port(where, what)
     # A stranger's connection that asks for nothing, or not for anything whole, is closed. People's pages keep theirs.
@@ -74,9 +119,15 @@ async def _open(stack: contextlib.AsyncExitStack, app: web.Application, where: s
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     assert runner.server is not None
+    proxies.install(runner.server)
     try:
         server = await asyncio.get_running_loop().create_server(
-            partial(_Door, runner.server), host or None, port, reuse_address=True
+            partial(_Door, runner.server),
+            host or None,
+            port,
+            reuse_address=True,
+            ssl=None if tls is None else tls.context,
+            ssl_handshake_timeout=None if tls is None else limits.HANDSHAKE_S,
         )
     except (OSError, socket.gaierror) as error:
         reason = error.strerror or str(error)
@@ -102,11 +153,11 @@ class _Door(asyncio.Protocol):
         handler.connection_made(transport)
 
 
-def _format_url(host: str, port: int) -> str:
+def _format_url(host: str, port: int, is_https: bool = False) -> str:
     if host in EVERYWHERE:
         host = "127.0.0.1"
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
+    return f"http{'s' if is_https else ''}://{shown}:{port}"
 
 
 async def serve(
@@ -168,6 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--witness", action="store_true", default=None)
     parser.add_argument("--tip-wait-s", type=int, dest="tip_wait_s")
     parser.add_argument("--debounce-ms", type=int, dest="debounce_ms")
+    parser.add_argument("--force-offline", action="store_true", default=None, dest="force_offline")
+    parser.add_argument("--mdns", choices=("auto", "on", "off"))
+    parser.add_argument("--public-url", dest="public_url")
+    parser.add_argument("--tls-cert", dest="tls_cert")
+    parser.add_argument("--tls-key", dest="tls_key")
+    parser.add_argument("--tls-ca", dest="tls_ca")
+    parser.add_argument("--path-prefix", dest="path_prefix")
+    parser.add_argument("--trusted-proxy", action="append", dest="trusted_proxies")
     parser.add_argument("--log-level", dest="log_level")
     parser.add_argument("--log-json", action="store_true", default=None, dest="log_json")
     flags = vars(parser.parse_args(arguments))

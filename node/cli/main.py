@@ -21,6 +21,7 @@ from node.cli import (
     keys,
     market,
     network,
+    peering,
     serve,
     status,
     work,
@@ -58,7 +59,7 @@ def take_globals(
     set_globals(data, as_json, debug)
 
 
-for module in (demo, init, network, serve, status, doctor, accounts, keys):
+for module in (demo, init, network, serve, status, peering, doctor, accounts, keys):
     module.add_to(app)
 job_watch.add_to(jobs.add_to(app))
 for module in (market, blob, work, archive, audit):

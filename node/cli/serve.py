@@ -104,6 +104,30 @@ def add_to(app: typer.Typer) -> None:
             Path | None, typer.Option(metavar="POLICY.toml", help="Also train and judge, by a policy.")
         ] = None,
         welcome: Annotated[int | None, typer.Option(min=0, metavar="CREDITS", help="Invite newcomers with it.")] = None,
+        public_url: Annotated[
+            str | None, typer.Option(metavar="URL", help="The peer port's address as others reach it.")
+        ] = None,
+        mdns: Annotated[
+            bool | None, typer.Option("--mdns/--no-mdns", help="Find nodes on the local network, and be found.")
+        ] = None,
+        tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate of the peer port, PEM.")] = None,
+        tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Key of the certificate, PEM.")] = None,
+        tls_ca: Annotated[
+            str | None, typer.Option(metavar="FILE", help="Authorities of peers' certificates, PEM.")
+        ] = None,
+        path_prefix: Annotated[
+            str | None, typer.Option(metavar="PATH", help="Also answer below this path, for a reverse proxy.")
+        ] = None,
+        trusted_proxy: Annotated[
+            list[str] | None, typer.Option(metavar="IP", help="A reverse proxy whose X-Forwarded-For counts.")
+        ] = None,
+        force_offline: Annotated[
+            bool | None,
+            typer.Option(
+                "--force-offline",
+                help="Sign though the data folder looks copied or restored: two copies that sign freeze the account.",
+            ),
+        ] = None,
         log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
         log_json: Annotated[bool | None, typer.Option("--log-json", help="Log one JSON object a line.")] = None,
     ) -> None:
@@ -111,7 +135,9 @@ def add_to(app: typer.Typer) -> None:
         flags: dict[str, object] = {
             "local": local, "listen": listen, "peers": tuple(peer) if peer else None, "witness": witness,
             "work": None if work is None else str(work), "welcome": welcome, "log_level": log_level,
-            "log_json": log_json,
+            "log_json": log_json, "public_url": public_url, "tls_cert": tls_cert, "tls_key": tls_key, "tls_ca": tls_ca,
+            "path_prefix": path_prefix, "trusted_proxies": tuple(trusted_proxy) if trusted_proxy else None,
+            "mdns": None if mdns is None else "on" if mdns else "off", "force_offline": force_offline,
         }  # fmt: skip
         settings = load_settings(shell.data, flags)
         set_up_logs(settings.log_level, settings.log_json)

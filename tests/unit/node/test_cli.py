@@ -43,6 +43,8 @@ def list_commands() -> Iterator[list[str]]:
 
     def walk(command: Any, words: list[str]) -> Iterator[list[str]]:
         if hasattr(command, "commands"):
+            if words and command.invoke_without_command:
+                yield words
             for name, child in command.commands.items():
                 yield from walk(child, [*words, name])
         else:
