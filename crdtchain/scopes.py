@@ -208,6 +208,11 @@ class ScopeIndex:
         self.update()
         return list(self._jobs)
 
+    def selects(self, job: int) -> bool:
+        """Whether a job is one of those selected."""
+        self.update()
+        return job in self._jobs
+
     @property
     def members(self) -> list[int]:
         """The ops that belong to the scope, ascending."""
@@ -385,7 +390,12 @@ class Scopes:
     def __init__(self, ledger: Ledger, own: ScopeIndex | None = None) -> None:
         self._ledger = ledger
         self._found: dict[bytes, ScopeIndex] = {}
-        self.own = own
+        self._own = own
+        self._own_scope = b"" if own is None else encode_selector(own.selector)
+
+    def has(self, scope: bytes) -> bool:
+        """Whether an encoded scope is one of those that are followed."""
+        return scope == self._own_scope or scope in self._found
 
     def find(self, scope: bytes) -> ScopeIndex:
         """Return the index of an encoded scope.
@@ -393,14 +403,14 @@ class Scopes:
         Raises:
             PeerError: it is none.
         """
+        if self._own is not None and scope == self._own_scope:
+            return self._own
         index = self._found.pop(scope, None)
         if index is None:
             try:
                 selector = decode_selector(scope)
             except DecodeError as error:
                 raise PeerError(f"the peer asks for a scope that is none: {error}") from None
-            if self.own is not None and self.own.selector == selector:
-                return self.own
             index = ScopeIndex(self._ledger, selector)
         self._found[scope] = index
         while len(self._found) > SCOPES_MAX:
