@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from pathlib import Path
 
-import aiohttp
 import msgspec
 import pytest
 
@@ -16,10 +14,11 @@ from crdtchain.codec import Link, compute_blob_id, format_cid, parse_cid
 from crdtchain.errors import NoPeerError
 from crdtchain.scalars import BlobId
 from crdtchain.shapes import decode_op
-from crdtchain.sync.messages import PROTOCOL_VERSION, Blob, BlobGet, Hello, decode_frame, encode_frame
+from crdtchain.sync.messages import Blob, BlobGet
 from crdtchain.views import body_to_json
 from tests.builders import World
 from tests.integration.node_process import NodeProcess, join_all, nodes, wait_equal
+from tests.integration.raw_peer import RawClosedError, connect_raw
 
 pytestmark = pytest.mark.integration
 
@@ -73,17 +72,17 @@ async def test_what_nobody_has_is_an_error_soon(tmp_path: Path) -> None:
         assert time.monotonic() - started_s < 10
 
 
-async def lie(url: str, hello: bytes, is_there: asyncio.Event) -> str:
+async def lie(url: str, network: bytes, is_there: asyncio.Event) -> str:
     """Answer whatever blob is asked for with other bytes; returns why the connection was ended."""
-    async with aiohttp.ClientSession() as http, http.ws_connect(f"{url}/sync") as link:
-        await link.send_bytes(hello)
-        while True:
-            message = await link.receive(20)
-            if message.type is not aiohttp.WSMsgType.BINARY:
-                return str(message.extra)
-            is_there.set()
-            if isinstance(decode_frame(message.data)[0], BlobGet):
-                await link.send_bytes(encode_frame(Blob(4, 4), [b"lies"]))
+    async with connect_raw(url, network) as peer:
+        await peer.shake_hands()
+        is_there.set()
+        try:
+            while True:
+                if isinstance((await peer.receive())[0], BlobGet):
+                    await peer.send(Blob(4, 4), [b"lies"])
+        except RawClosedError as closed:
+            return str(closed)
 
 
 @pytest.mark.asyncio
@@ -92,9 +91,8 @@ async def test_who_sends_other_bytes_is_dropped_and_the_blob_comes_from_another(
         await made[0].start(witness=True)
         await join_all(made)
         network = decode_op((made[0].folder / "genesis.cbor").read_bytes()).op.id
-        hello = Hello(PROTOCOL_VERSION, bytes(network), bytes(32), secrets.token_bytes(16), b"", 1, "")
         is_there = asyncio.Event()
-        liar = asyncio.create_task(lie(made[0].peer, encode_frame(hello), is_there))
+        liar = asyncio.create_task(lie(made[0].peer, network, is_there))
         await is_there.wait()
         await made[1].start(made[0].peer, listen=False)
         await wait_equal(made)

@@ -8,12 +8,15 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
+from crdtchain.adapters.keys import SigningKey
 from crdtchain.adapters.sqlite_store import SqliteStore
 from crdtchain.codec import Link, compute_blob_id, format_cid, format_did
 from crdtchain.errors import NoPeerError, RuleError, UsageError
@@ -21,10 +24,11 @@ from crdtchain.ops import Transfer
 from crdtchain.scalars import OpId
 from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import signing_bytes
-from crdtchain.sync.messages import PROTOCOL_VERSION, Get, Hello, encode_frame, encode_ops
+from crdtchain.sync.messages import Get, More, Probe, Tree, encode_frame, encode_ops
 from node.datadir import create_data, found_network, join_network, load_token
 from tests.builders import bulk_history
 from tests.integration.node_process import ROOT, NodeProcess, join_all, nodes, wait_equal, wait_until
+from tests.integration.raw_peer import RawPeer, connect_raw
 
 pytestmark = pytest.mark.integration
 
@@ -168,19 +172,55 @@ async def test_nodes_of_different_networks_part_with_a_reason(tmp_path: Path) ->
         assert (await two[0].status())["peers"] == []
 
 
-def make_hello(network: OpId, version: int = PROTOCOL_VERSION) -> bytes:
-    return encode_frame(Hello(version, bytes(network), bytes(range(32)), secrets.token_bytes(16), b"", 1, ""))
+Step = Callable[[RawPeer], Awaitable[None]]
+"""What a peer does that is to be refused."""
 
 
-async def close_reason(url: str, *frames: bytes | str) -> str:
-    """Send frames to a peer port; returns the reason with which it closes."""
-    async with aiohttp.ClientSession() as http, http.ws_connect(f"{url}/sync") as link:
+def send_frames(*frames: bytes, shakes: bool = True) -> Step:
+    """Return a step that sends frames, by default after the handshake."""
+
+    async def step(peer: RawPeer) -> None:
+        if shakes:
+            await peer.shake_hands()
         for frame in frames:
-            await (link.send_str(frame) if isinstance(frame, str) else link.send_bytes(frame))
-        while True:
-            message = await link.receive(5)
-            if message.type is not aiohttp.WSMsgType.BINARY:
-                return str(message.extra)
+            await peer.send_bytes(frame)
+
+    return step
+
+
+def say_hello(**changes: Any) -> Step:
+    """Return a step that says a hello with some fields replaced, and then nothing."""
+
+    async def step(peer: RawPeer) -> None:
+        await peer.send(msgspec.structs.replace(peer.hello, **changes))
+
+    return step
+
+
+async def say_hello_twice(peer: RawPeer) -> None:
+    await peer.shake_hands()
+    await peer.send(peer.hello)
+
+
+async def talk_before_the_proof(peer: RawPeer) -> None:
+    await peer.say_hello()
+    await peer.send(Probe(bytes(32), 1))
+
+
+async def prove_another_key(peer: RawPeer) -> None:
+    await peer.say_hello()
+    peer.key = SigningKey.generate()
+    await peer.send(peer.sign_auth())
+
+
+async def claim_the_other_role(peer: RawPeer) -> None:
+    await peer.say_hello()
+    await peer.send(peer.sign_auth(is_dialler=False))
+
+
+async def send_text(peer: RawPeer) -> None:
+    await peer.shake_hands()
+    await peer.socket.send_str("text")
 
 
 @pytest.mark.asyncio
@@ -188,26 +228,35 @@ async def test_garbage_from_a_peer_closes_its_connection_with_a_reason_and_nothi
     async with nodes(tmp_path, 2) as made:
         await made[0].start(witness=True)
         network = decode_op((made[0].folder / "genesis.cbor").read_bytes()).op.id
-        hello, url = make_hello(network), made[0].peer
+        url = made[0].peer
         forged = bytearray((made[0].folder / "genesis.cbor").read_bytes())
         forged[-1] ^= 1
-        cases: dict[str, list[bytes | str]] = {
-            "ends within its head": [b""],
-            "malformed": [b"\x00\x03abc"],
-            "hello first": [encode_frame(Get(1, b"", b""))],
-            "hello twice": [hello, hello],
-            "version": [make_hello(network, 2)],
-            "another network": [make_hello(OpId(b"\x01\x71\x12\x20" + bytes(32)))],
-            "not binary": ["text"],
-            "nobody asked for": [hello, encode_ops([b"\x80"], 7)],
-            "breaks a rule (shape)": [hello, encode_ops([b"\x80"])],
-            "breaks a rule (signature)": [hello, encode_ops([bytes(forged)])],
-            "ends within one": [hello, encode_frame(Get(1, b"abc", b""))],
-        }
-        for reason, frames in cases.items():
-            assert reason in await close_reason(url, *frames)
+        salt = bytes(16)
+        cases: list[tuple[str, Step]] = [
+            ("ends within its head", send_frames(b"", shakes=False)),
+            ("malformed", send_frames(b"\x00\x03abc", shakes=False)),
+            ("hello and prove its key first", send_frames(encode_frame(More(1)), shakes=False)),
+            ("hello and prove its key first", talk_before_the_proof),
+            ("could not prove its key", prove_another_key),
+            ("could not prove its key", claim_the_other_role),
+            ("hello twice", say_hello_twice),
+            ("version 3 of the protocol", say_hello(version=3)),
+            ("another network", say_hello(network=b"\x01\x71\x12\x20" + bytes(32))),
+            ("not binary", send_text),
+            ("nobody asked for", send_frames(encode_ops([b"\x80"], 7))),
+            ("breaks a rule (shape)", send_frames(encode_ops([b"\x80"]))),
+            ("breaks a rule (signature)", send_frames(encode_ops([bytes(forged)]))),
+            ("ends within one", send_frames(encode_frame(Get(1, b"", salt, b"\x00\x04\x12")))),
+            ("unknown sort", send_frames(encode_frame(Tree(b"", salt, b"\x00\x00\x7f")))),
+        ]
+        for reason, step in cases:
+            async with connect_raw(url, network) as peer:
+                await step(peer)
+                assert reason in await peer.wait_closed()
         for _ in range(30):
-            await close_reason(url, hello, secrets.token_bytes(200))
+            async with connect_raw(url, network) as peer:
+                await send_frames(secrets.token_bytes(200))(peer)
+                await peer.wait_closed()
         await join_all(made)
         await made[1].start(url)
         await transfer(made[0], made[1])
