@@ -11,8 +11,8 @@ Theory of operation:
 2. Whatever an op of a witness or of an author with credits needs is taken, within one frame and across them: quotas and
    clocks never part honest nodes.
 3. A peer that offered deferred ops is not asked at once for what it has besides: the first time after 1 s, then, while
-   it goes on, after twice as long each time, 60 s at most (`pull_wait_s`). Ops that a waiting op needs are asked for
-   at any time.
+   it goes on, after twice as long each time, 60 s at most (`pull_wait_s`). For what an op of standing waits for it is
+   asked at any time.
 
 Why the delay is for the whole pull, and has a bound. Comparing sets would bring the deferred ops in right away, so
 without a delay the allowance would mean nothing. Leaving an author's ops out of a comparison is no way: it compares
@@ -20,7 +20,9 @@ ids, which do not tell their author, and what follows the ops left out would wai
 down within a pull would slow down all that comes behind them, and a delay without bound would part honest nodes from
 what a peer has of others. So an author above its allowance loses the live path, where each op costs every node a frame
 and a transaction; its ops come in bulk, once a minute, at the pace of flow control, and only over connections that
-offered them. How much an author may write at all is bounded by the disk's quota, not here.
+offered them. With a second key with credits that links to them it can have them asked for sooner: what an op of
+standing needs must not wait, or a flood that honest ops link to would make those late. How much an author may write at
+all is bounded by the disk's quota, not here.
 
 Not here: the bounds of what waits for links (`crdtchain.waiting`), connections (`gate`), broken rules (`scores`).
 """
@@ -43,8 +45,8 @@ from node.counters import DEFERRED, HELD, LIVE, NEEDED, PACED, Counters
 from node.hold import Hold, list_links, sort_by_links
 from node.pace import Allowances, Bucket
 
-WORK: Final = {"tree": 4, "get": 4, "probe": 2, "blob_get": 2, "ping": 1}
-"""What a request costs us, in units; other frames cost the peer as much as us."""
+WORK: Final = {"tree": 4, "get": 4, "probe": 2, "graft": 2, "addresses": 2, "announce": 1, "prune": 1, "ping": 1}
+"""What a request costs us, in units; other messages cost the peer as much as us, or are paced by their answers."""
 CALM_S: Final = 120.0
 """A peer that offered too much starts anew after so long."""
 BRANCHES_MAX: Final = 8
@@ -245,7 +247,7 @@ class Admission:
     def pull_wait_s(self, source: str) -> float:
         """Return for how long a peer is not to be asked for all that it has besides, s.
 
-        Ops that a waiting op needs may be asked for at any time.
+        For what a waiting op of standing needs it may be asked at any time.
         """
         delay = self._delays.get(source)
         return 0.0 if delay is None or not delay.is_due else max(0.0, delay.until_s - self._now_s())

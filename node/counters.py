@@ -14,36 +14,38 @@ from msgspec import Struct
 
 
 class Drop(StrEnum):
-    """Why a connection has ended."""
+    """Why a connection has ended. Those of a peer's faults are the codes of `PeerError`."""
 
+    PROTOCOL = "protocol"
+    """The peer sent bytes that are no message, or one that can't be."""
+    UNASKED = "unasked"
+    """It asked or answered when it was not its turn."""
     HANDSHAKE = "handshake"
-    """The peer did not say hello, not in time, not first, or not as it must."""
+    """It did not say hello and prove its key as it must, or not in time."""
     VERSION = "version"
     """It speaks another version."""
     NETWORK = "network"
     """It is of another network."""
     SELF = "self"
     """It is this node."""
-    MALFORMED = "malformed"
-    """It sent bytes that are no message."""
-    UNASKED = "unasked"
-    """It sent an answer that nobody had asked for."""
-    ORDER = "order"
-    """It asked or answered before it was its turn."""
+    DUPLICATE = "duplicate"
+    """There is another connection to its node."""
     INVALID_OP = "invalid_op"
     """It sent an op that breaks a rule, or whose signature does not hold."""
     BLOB = "blob"
     """It sent other bytes than those of the blob."""
-    EMPTY = "empty"
-    """It named ops that it does not have."""
-    BUDGET = "budget"
-    """It talked more about ops than the ops that came were worth."""
+    CREDIT = "credit"
+    """It sent more live ops than it may."""
+    NEGOTIATION = "negotiation"
+    """It talked more about ops than those that came were worth."""
     SLOW = "slow"
     """It reads too slowly."""
     SILENT = "silent"
     """It does not answer."""
-    REFUSED = "refused"
-    """This node has as many connections as it takes, or does not want this one for now."""
+    BUSY = "busy"
+    """This node has as many connections as it takes, or takes none from there for a while."""
+    ALLOW = "allow"
+    """One of the two keys is not on the other side's list of allowed peers."""
     STORE = "store"
     """This node could not store what came."""
     STOPPING = "stopping"
@@ -56,14 +58,17 @@ class Drop(StrEnum):
     """None of these."""
 
 
-PENALIZED: Final = frozenset({Drop.MALFORMED, Drop.UNASKED, Drop.ORDER, Drop.INVALID_OP, Drop.BLOB})
+PENALIZED: Final = frozenset({Drop.PROTOCOL, Drop.UNASKED, Drop.INVALID_OP, Drop.BLOB, Drop.CREDIT})
 """Broken rules: no honest peer of this version ends a connection in one of these ways."""
 
 _TEXTS: Final = (
     ("the peer closed", Drop.CLOSED),
     ("the connection broke", Drop.BROKEN),
+    ("already connected", Drop.DUPLICATE),
     ("the peer did not say hello", Drop.HANDSHAKE),
-    ("the peer said hello twice", Drop.ORDER),
+    ("the peer said hello twice", Drop.HANDSHAKE),
+    ("the peer could not prove its key", Drop.HANDSHAKE),
+    ("the peer proved its key before", Drop.HANDSHAKE),
     ("the peer speaks version", Drop.VERSION),
     ("the peer is of another network", Drop.NETWORK),
     ("the peer is this node itself", Drop.SELF),
@@ -71,34 +76,46 @@ _TEXTS: Final = (
     ("the peer sent a blob that nobody", Drop.UNASKED),
     ("the peer sent an answer that nobody", Drop.UNASKED),
     ("the peer acknowledged a page", Drop.UNASKED),
-    ("the peer sent a page before", Drop.ORDER),
-    ("the peer asked again before", Drop.ORDER),
-    ("the peer asked for a blob before", Drop.ORDER),
-    ("the peer's requests do not ascend", Drop.ORDER),
-    ("the peer asked for what is no blob", Drop.MALFORMED),
+    ("the peer answered what was not asked", Drop.UNASKED),
+    ("the peer sent a page before", Drop.UNASKED),
+    ("the peer sent an empty page", Drop.UNASKED),
+    ("the peer asked again before", Drop.UNASKED),
+    ("the peer asked for a blob before", Drop.UNASKED),
+    ("the peer's requests do not ascend", Drop.UNASKED),
     ("the peer sent a piece of a blob", Drop.BLOB),
     ("the peer sent a blob of another size", Drop.BLOB),
     ("the peer sent a chunk that is not", Drop.BLOB),
     ("the peer sent another list of chunks", Drop.BLOB),
-    ("the peer sent other bytes than the blob", Drop.BLOB),
+    ("the peer sent other bytes than", Drop.BLOB),
     ("the peer sent more than it may", Drop.BLOB),
-    ("the peer named many ops", Drop.EMPTY),
+    ("the peer sent more live ops", Drop.CREDIT),
+    ("the peer negotiates without", Drop.NEGOTIATION),
+    ("the peer asks for the same ops", Drop.NEGOTIATION),
     ("the peer reads too slowly", Drop.SLOW),
     ("the peer does not answer", Drop.SILENT),
+    ("the key of this node is not on", Drop.ALLOW),
     ("this node can't store", Drop.STORE),
     ("this node is stopping", Drop.STOPPING),
-    ("this node has as many connections", Drop.REFUSED),
-    # What is left of the texts that begin so is about frames, lists, ids, regions and blocks.
-    ("the peer sent a", Drop.MALFORMED),
+    ("this node has as many", Drop.BUSY),
+    ("this node takes no connections", Drop.BUSY),
+    # What is left of the texts that begin so is about the form of frames, lists, ids, regions and blocks.
+    ("the peer asked ", Drop.PROTOCOL),
+    ("the peer described ", Drop.PROTOCOL),
+    ("the peer sent a", Drop.PROTOCOL),
 )
 
 
-def classify(reason: str) -> Drop:
-    """Return the class of a reason for which a connection ended.
+def classify(reason: str, code: str = "") -> Drop:
+    """Return the class of a reason for which a connection ended: its code, or what the text begins with.
 
     A peer's own words come behind ours ("the peer closed: …"), so they choose nothing.
     """
+    if code in _CODES:
+        return Drop(code)
     return next((drop for text, drop in _TEXTS if reason.startswith(text)), Drop.OTHER)
+
+
+_CODES: Final = frozenset(drop.value for drop in Drop)
 
 
 class Counter(Struct, frozen=True):
@@ -177,9 +194,9 @@ class Counters:
         """Return what was counted."""
         return self._values[counter.name, str(value)]
 
-    def note_drop(self, reason: str) -> Drop:
+    def note_drop(self, reason: str, code: str = "") -> Drop:
         """Count the end of a connection; returns its class."""
-        drop = classify(reason)
+        drop = classify(reason, code)
         self.add(DROPS, drop)
         return drop
 
