@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from node.counters import Counters, render_gauge
 from node.server.ws import NODE
 
 _PAGE = """<!doctype html>
@@ -41,6 +42,9 @@ async def handle_metrics(request: web.Request) -> web.Response:
         ("crdtchain_disk_full", "gauge", "1 while the disk refuses writes.", int(runtime.writer.is_full)),
         ("crdtchain_witness_stopped", "gauge", "1 when a witness stopped its duty.", int(bool(runtime.duty_stopped))),
     ]
-    lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {value}\n" for name, kind, text, value in rows]
+    parts = [render_gauge(name, text, value, kind) for name, kind, text, value in rows]
+    counters = getattr(node, "counters", None)
+    if isinstance(counters, Counters):
+        parts.append(counters.render())
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-    return web.Response(body="".join(lines).encode(), headers=headers)
+    return web.Response(body="".join(parts).encode(), headers=headers)
