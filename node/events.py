@@ -79,7 +79,7 @@ class BlobProgress(Struct, frozen=True, tag="blob_progress"):
     total: int
     """Bytes of the whole; 0: not known yet."""
     sources: int
-    """Peers that are sending."""
+    """Peers from which something has come."""
     rate: int
     """Bytes a second, lately."""
 

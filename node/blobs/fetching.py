@@ -34,7 +34,7 @@ STEAL_S: Final = 0.3
 RETRY_S: Final = 3.0
 """After so long a source that went away, or had nothing, may be asked again."""
 RECONNECT_S: Final = 20.0
-"""A fetch to which something has come goes on so long without any source: lines break, and come back."""
+"""A fetch goes on so long without any source when one that delivered has gone away: lines break, and come back."""
 _POLL_S: Final = 0.1
 
 
@@ -109,6 +109,8 @@ class Fetch:
         self._under_way: dict[int, dict[str, float]] = {}
         """Chunk to the sources that are at it, and since when."""
         self._changed = asyncio.Event()
+        self._was_lost = False
+        """Whether a source that delivered has gone away: it may come back."""
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
@@ -124,7 +126,7 @@ class Fetch:
                 self._start_workers()
                 if self._meter.came > came:
                     came, alive_s = self._meter.came, time.monotonic()
-                if not self._workers and (not came or time.monotonic() - alive_s > RECONNECT_S):
+                if not self._workers and (not self._was_lost or time.monotonic() - alive_s > RECONNECT_S):
                     raise NoPeerError("no connected peer has the blob" + self._faults.describe())
                 await self._wait()
         finally:
@@ -141,13 +143,11 @@ class Fetch:
             task = asyncio.create_task(self._work(source))
             self._workers[name] = task
             task.add_done_callback(partial(self._end_worker, name))
-        self._meter.sources = len(self._workers)
 
     def _end_worker(self, name: str, task: asyncio.Task[None]) -> None:
         del self._workers[name]
         if not task.cancelled():
             self._failure = self._failure or task.exception()
-        self._meter.sources = len(self._workers)
         self._stir()
 
     def _stir(self) -> None:
@@ -173,6 +173,7 @@ class Fetch:
                 needs_s = time.monotonic() - started_s
         except PeerError as error:
             self._faults.note(source, error)
+            self._was_lost = self._was_lost or (needs_s > 0 and isinstance(error, NoPeerError))
             self._resting[source.name] = time.monotonic() + RETRY_S
         except OSError as error:
             self._failure = convert_error(error)
@@ -212,5 +213,5 @@ class Fetch:
                 del self._under_way[index]
         if index in self._part.missing:
             self._part.missing.discard(index)
-            self._meter.add(size)
+            self._meter.add(size, source.name)
             self._stir()

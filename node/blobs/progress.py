@@ -26,8 +26,8 @@ class Meter:
         self.done = 0
         self.total = 0
         """Bytes of the whole; 0: not known yet."""
-        self.sources = 0
-        """Peers that are sending now."""
+        self.sources: set[str] = set()
+        """Peers from which something has come."""
         self.came = 0
         """Bytes that came in this fetch, without those that were here."""
 
@@ -36,8 +36,9 @@ class Meter:
         self.total, self.done = total, done
         self.tell("fetching")
 
-    def add(self, size: int) -> None:
-        """Note bytes that came and were checked."""
+    def add(self, size: int, source: str) -> None:
+        """Note bytes that came from a source and were checked."""
+        self.sources.add(source)
         self.done += size
         self.came += size
         now_s = time.monotonic()
@@ -54,7 +55,7 @@ class Meter:
 
     def show(self, state: str) -> BlobProgress:
         """Return how far it is."""
-        return BlobProgress(self._blob, state, self.done, self.total, self.sources, self.rate())
+        return BlobProgress(self._blob, state, self.done, self.total, len(self.sources), self.rate())
 
     def tell(self, state: str) -> None:
         """Tell how far it is; `state`: fetching, done, failed."""

@@ -28,7 +28,7 @@ CONNECT_S: Final = 5.0
 RELAY_MAX_S: Final = 30.0
 """So long, for each hop, a peer that fetches a blob is asked again."""
 _ASK_AGAIN_S: Final = 0.25
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12})")
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,12})-([0-9]{1,12})/([0-9]{1,12})")
 
 
 class Piece(Protocol):
@@ -135,14 +135,12 @@ class Wire:
         parts, size, total = list[bytes](), 0, -1
         until_s = time.monotonic() + RELAY_MAX_S * self._hops
         while size != total:
-            came, data = await self._ask(blob, size, is_list, until_s)
-            if came.total > size_max or (parts and came.total != total) or (not data and came.total != size):
+            found, data = await self._ask(blob, size, is_list, until_s)
+            if found > size_max or total not in (-1, found):
                 raise PeerError("the peer sent a blob of another size")
-            total = came.total
+            total = found
             parts.append(data)
             size += len(data)
-            if size > total:
-                raise PeerError("the peer sent more than it may")
         return b"".join(parts)
 
     async def read(self, blob: BlobId, start: int, size: int, total: int) -> bytes:
@@ -150,21 +148,24 @@ class Wire:
         parts, done = list[bytes](), 0
         until_s = time.monotonic() + RELAY_MAX_S * self._hops
         while done < size:
-            came, data = await self._ask(blob, start + done, False, until_s)
-            if came.total != total or not data:
+            found, data = await self._ask(blob, start + done, False, until_s)
+            if found != total:
                 raise PeerError("the peer sent a blob of another size")
             parts.append(data[: size - done])
             done += len(data)
         return b"".join(parts)
 
-    async def _ask(self, blob: BlobId, offset: int, is_list: bool, until_s: float) -> tuple[Blob, bytes]:
+    async def _ask(self, blob: BlobId, offset: int, is_list: bool, until_s: float) -> tuple[int, bytes]:
+        """Return the size of what is asked for, and the piece of it at an offset, which is as long as it can be."""
         while True:
             # Who gives up meanwhile must not leave the connection between a question and its answer.
             self._asking = asyncio.ensure_future(self.link.ask_piece(blob, offset, self._hops, is_list))
             self._asking.add_done_callback(_forget)
             came = await asyncio.shield(self._asking)
             if isinstance(came.head, Blob):
-                return came.head, came.data
+                if len(came.data) != min(limits.BLOB_PIECE_BYTES, came.head.total - offset):
+                    raise PeerError("the peer sent a piece of a blob that does not fit")
+                return came.head.total, came.data
             if not came.head.later or time.monotonic() >= until_s:
                 raise NoPeerError("it does not have it")
             await asyncio.sleep(_ASK_AGAIN_S)

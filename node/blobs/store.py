@@ -61,10 +61,6 @@ TOUCH_MS: Final = 60_000
 log = logging.getLogger(__name__)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 async def _run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what blocks on files in a thread; faults of the disk become ours."""
     try:
@@ -92,6 +88,7 @@ class Blobs:
         self._pending: dict[object, int] = {}
         """Room that is taken for what is being written."""
         self._version = 0
+        self._used_ms = 0
         self._changing = asyncio.Lock()
         """Held while files get their names, or go."""
         self._commitments: dict[Author, tuple[int, dict[bytes, tuple[BlobId, int]]]] = {}
@@ -317,8 +314,9 @@ class Blobs:
                 # Whoever put it here, or pinned it, still wants it to stay.
                 state = state if item.state == FETCHED else item.state
             await _run(move)
-            await self._index.put(blob, size, _now_ms(), state)
-            self._items[blob] = Item(size, state, _now_ms())
+            used_ms = self._next_ms()
+            await self._index.put(blob, size, used_ms, state)
+            self._items[blob] = Item(size, state, used_ms)
             self._parts.pop(blob, None)
             self._version += 1
 
@@ -362,9 +360,14 @@ class Blobs:
         item = self._items.get(blob)
         if item is None:
             return
-        before, item.used_ms = item.used_ms, _now_ms()
+        before, item.used_ms = item.used_ms, self._next_ms()
         if item.used_ms - before > TOUCH_MS:
             await asyncio.to_thread(self._folder.touch, blob)
+
+    def _next_ms(self) -> int:
+        """Return the time, ms since the Unix epoch; later than the last one, so that uses have an order."""
+        self._used_ms = max(time.time_ns() // 1_000_000, self._used_ms + 1)
+        return self._used_ms
 
     # -- from peers --
 
@@ -446,7 +449,7 @@ class Blobs:
                     _check_size(len(small), size_max)
                     await self._reserve(blob, len(small), limit)
                     meter.begin(len(small), 0)
-                    meter.add(len(small))
+                    meter.add(len(small), "")
                     await self._keep(blob, len(small), FETCHED, partial(self._folder.write, self.path(blob), small))
                 else:
                     layout = read_layout(blob, small)
@@ -515,7 +518,7 @@ class Blobs:
             self._pending.pop(blob, None)
             if part is not None:
                 if blob not in self._items:
-                    known = Item(part.taken_bytes(), PART, _now_ms()) if part.done_bytes else None
+                    known = Item(part.taken_bytes(), PART, self._next_ms()) if part.done_bytes else None
                 part.close()
             if blob not in self._items:
                 if known is None:

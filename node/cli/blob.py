@@ -78,7 +78,8 @@ async def watch_fetch(client: NodeClient, cid: str, bar: Bar) -> None:
         async for event in client.events():
             if event["type"] == "blob_progress" and event["blob"] == cid and event["total"]:
                 sources = event["sources"]
-                bar.show(f"from {sources} peer{'s' if sources != 1 else ''}", event["done"], event["total"])
+                what = f"from {sources} peer{'s' if sources > 1 else ''}" if sources else "from peers"
+                bar.show(what, event["done"], event["total"])
 
 
 async def fetch(shell: Shell, cid: str, output: Path) -> int:

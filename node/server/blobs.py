@@ -27,7 +27,7 @@ READ_BYTES: Final = limits.CHUNK_BYTES
 WRITE_BYTES: Final = 64 * 1024
 WRITE_S: Final = 25.0
 """So long a reader may take for one write."""
-_RANGE: Final = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
 def connect_blobs(node: Node) -> None:
