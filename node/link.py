@@ -142,6 +142,8 @@ class Link:
         """When a live op was last sent."""
         self.pulled_s = 0.0
         """When a pull last ended."""
+        self.vain = 0
+        """How often the peer was asked in vain, one time after the other."""
         self.last_trip: Trip | None = None
         """What the last pull took."""
         self.close_reason = ""

@@ -31,6 +31,11 @@ from crdtchain.sync.session import BUDGET_OP_BYTES, Session
 from node.link import Link, LinkOwner, Socket
 
 SILENCE_S: Final = 10.0
+SILENCE_VAIN_S: Final = 2.0
+"""So long a peer may be silent that was asked in vain before."""
+VAIN_MAX: Final = 6
+TALK_OP_BYTES: Final = 256
+"""What negotiation may grow by for each op that is stored: announcements and probes."""
 PROBE_S: Final = 30.0
 """So often peers are told what is here, though nothing has changed."""
 QUIET_S: Final = 0.5
@@ -148,9 +153,7 @@ class Peers:
         while True:
             self._stirred.clear()
             now_s = time.monotonic()
-            if self._asking is not None and now_s - self._asked_s > SILENCE_S:
-                log.info("%s is silent; another peer is asked.", self._asking.address)
-                self._asking = None
+            self._give_up_silent(now_s)
             self._ask_next(now_s)
             self._graft(now_s)
             is_due = now_s >= probe_s
@@ -168,11 +171,18 @@ class Peers:
             except TimeoutError:
                 continue
 
+    def _give_up_silent(self, now_s: float) -> None:
+        link = self._asking
+        if link is not None and now_s - self._asked_s > (SILENCE_VAIN_S if link.vain else SILENCE_S):
+            log.info("%s is silent; another peer is asked.", link.address)
+            link.vain = min(link.vain + 1, VAIN_MAX)
+            self._asking = None
+
     def _pause_s(self, now_s: float) -> float:
         """Return how long nothing has to be done."""
         if any(link.session.live.has_news for link in self.ready()):
             return ANNOUNCE_S
-        times = [at_s for at_s in self._wanted.values() if at_s > now_s] if self._asking is None else []
+        times = [] if self._asking is not None else [at_s for at_s in map(self._at_s, self._wanted) if at_s > now_s]
         times.extend(at_s for at_s, _ in self._awaited.values())
         return max(0.02, min([1.0, *(at_s - now_s for at_s in times)]))
 
@@ -200,16 +210,22 @@ class Peers:
         if self._asking is link:
             self._asking = None
         link.pulled_s = time.monotonic()
+        link.vain = 0 if link.session.pulling.trip.ops else min(link.vain + 1, VAIN_MAX)
         self._ask_next(time.monotonic())
         for other in self.ready():
             other.probe()
         self._stirred.set()
 
+    def _at_s(self, link: Link) -> float:
+        """Return when a link's peer is asked at the earliest."""
+        return max(self._wanted[link], link.pulled_s + PULL_PAUSE_S * 2**link.vain)
+
     def _ask_next(self, now_s: float) -> None:
-        for link, at_s in list(self._wanted.items()):
+        # Who was asked in vain comes behind the others, and later each time.
+        for link in sorted(self._wanted, key=lambda link: link.vain):
             if self._asking is not None or self._is_closing:
                 return
-            if at_s > now_s or now_s < link.pulled_s + PULL_PAUSE_S:
+            if self._at_s(link) > now_s:
                 continue
             del self._wanted[link]
             session, is_missed = link.session, link in self._missed
@@ -229,6 +245,8 @@ class Peers:
         is_pulled = origin is not None and origin.session.is_pulling
         is_much = origin is not None and is_pulled and origin.session.pulling.trip.ops > ANNOUNCED_PULL_MAX
         for link in self.ready():
+            # What is said of an op to a peer, and by it, is paid for by the op, whoever brought it.
+            link.session.refill(TALK_OP_BYTES * len(ops))
             if link.name != source and not is_much:
                 link.push(ops, is_pulled)
         self._stirred.set()

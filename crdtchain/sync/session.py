@@ -17,8 +17,8 @@ Theory of operation:
 4. New ops go live to peers that want them so, up to a credit of bytes that comes back when they are stored. A peer that
    got them from others before says `prune`: it is only told their prefixes from then on (`announce`), until it misses
    one and says `graft`. Whatever is lost on the way is found by the next `probe`.
-5. Negotiation has a budget: 64 KiB, and 1 KiB for each op that came or was asked for. A side that talks on without end
-   and without ops is dropped.
+5. Negotiation has a budget: 64 KiB, and 1 KiB for each op that came or was asked for, and what the driver adds for
+   time and for ops that came elsewhere. A side that talks on without end and without ops is dropped.
 
 Source: docs/protocol/sync.md. Not here: signatures, waiting ops (`replica`), limits by rate (the driver).
 """
@@ -82,6 +82,7 @@ PAGES_IN_FLIGHT: Final = 3
 """While one page is added and one is verified, the third is on its way: with two, verification had to wait."""
 BUDGET_BYTES: Final = 64 * 1024
 BUDGET_OP_BYTES: Final = 1_024
+BUDGET_MAX: Final = 2**24
 SERVED_SLACK: Final = 10_000
 """So many ops beyond twice what is here are given to one peer in one session."""
 
@@ -173,8 +174,11 @@ class Session:
             raise PeerError("the peer negotiates without an end, and without ops", "negotiation")
 
     def refill(self, size: int) -> None:
-        """Add to the budget of negotiation: what a quiet connection uses in a while."""
+        """Add to the budget of negotiation, up to what a session starts with."""
         self._budget = max(self._budget, min(self._budget + size, BUDGET_BYTES))
+
+    def _earn(self, ops: int) -> None:
+        self._budget = min(self._budget + BUDGET_OP_BYTES * ops, BUDGET_MAX)
 
     # -- handshake --
 
@@ -359,11 +363,11 @@ class Session:
 
     def stored(self, take: Take, accepted: int, refused_bytes: int) -> list[Output]:
         """Say that a page has been stored: so many of its ops were new, and blocks of so many bytes were not."""
+        self._earn(accepted)
         if not take.request:
             owed = self.live.note_stored(sum(map(len, take.blocks)))
             return [self._send(Credit(owed))] if owed else []
         self.pulling.trip.ops += accepted
-        self._budget += BUDGET_OP_BYTES * accepted
         self._charge(refused_bytes)
         if take.last:
             return self._go_on(self.pulling.end_request())
@@ -428,7 +432,7 @@ class Session:
 
     def _note_served(self, count: int) -> None:
         self.traffic.sent_ops += count
-        self._budget += BUDGET_OP_BYTES * count
+        self._earn(count)
         if self.traffic.sent_ops > 2 * len(self._holdings.dag) + SERVED_SLACK:
             raise PeerError("the peer asks for the same ops again and again", "negotiation")
 
