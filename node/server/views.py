@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from node.counters import Counters, render_gauge
+from node.counters import render_gauge
+from node.guards import Guards
 from node.server.ws import NODE
 
 _PAGE = """<!doctype html>
@@ -43,8 +44,8 @@ async def handle_metrics(request: web.Request) -> web.Response:
         ("crdtchain_witness_stopped", "gauge", "1 when a witness stopped its duty.", int(bool(runtime.duty_stopped))),
     ]
     parts = [render_gauge(name, text, value, kind) for name, kind, text, value in rows]
-    counters = getattr(node, "counters", None)
-    if isinstance(counters, Counters):
-        parts.append(counters.render())
+    guards = getattr(node, "guards", None)
+    if isinstance(guards, Guards):
+        parts.append(guards.counters.render())
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
     return web.Response(body="".join(parts).encode(), headers=headers)
