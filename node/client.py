@@ -131,6 +131,19 @@ class NodeClient:
         async with self._request("GET", f"ops/{cid}", headers={"Accept": "application/cbor"}) as response:
             return await response.read()
 
+    async def scope(self) -> Json:
+        """Return what the node keeps, when that is not everything."""
+        return await self._get("scope")
+
+    async def widen_scope(self, **more: Any) -> Json:
+        """Have the node keep more: `jobs`, `tags`, `authors`, or `everything`.
+
+        Raises:
+            UsageError: it keeps everything already, or it would be too much for one scope.
+        """
+        async with self._request("POST", "scope", json=more) as response:
+            return dict(await response.json())
+
     # -- signing --
 
     async def submit(self, kind: str, body: Mapping[str, Any]) -> Json:

@@ -59,6 +59,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     force_offline: bool = False
     """Sign though the data folder looks copied or restored and no peer has confirmed the own chain: if another copy
     has signed since, the account is frozen for ever. Only as a flag, for one start."""
+    jobs: tuple[str, ...] = ()
+    """Keep only these jobs, by their ids, and what is needed to judge them: a partial replica. What was added with
+    `crdtchain scope add` counts as well."""
+    job_tags: tuple[str, ...] = ()
+    """As `jobs`: the jobs that have one of these tags."""
+    own_jobs: bool = False
+    """As `jobs`: the jobs that this node's key posts."""
     witness: bool = False
     """Do a witness's duty; needs a key that genesis names as a witness."""
     hosts: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from crdtchain.ledger.snapshot import dump_ledger
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Job, Reveal, SignedOp
 from crdtchain.scalars import BlobId, OpId
+from crdtchain.scopes import Selector
 from crdtchain.sync.holdings import Holdings
 from crdtchain.sync.messages import PROTOCOL_VERSION, BlobGet, Hello
 from crdtchain.sync.pull import Trip
@@ -42,6 +43,7 @@ from node.events import PeerConnected, PeerDropped, SyncProgress
 from node.intake import Intake
 from node.ledger_file import open_ledger
 from node.link import Link
+from node.partial import EVERYTHING, Partial, choose_selector, load_selector
 from node.peers import Peers
 from node.runtime import Runtime
 
@@ -56,7 +58,16 @@ log = logging.getLogger(__name__)
 class Node:
     """One running node; make it with `Node.open`."""
 
-    def __init__(self, folder: Path, settings: Settings, key: SigningKey, store: Store, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        key: SigningKey,
+        store: Store,
+        ledger: Ledger,
+        selector: Selector = EVERYTHING,
+    ) -> None:
+        """`selector`: what a partial replica keeps."""
         self.folder = folder
         self.settings = settings
         self.author = key.author
@@ -64,7 +75,8 @@ class Node:
         self.runtime = Runtime(ledger, store, key, settings.witness, debounce_ms=settings.debounce_ms)
         self.blobs = Blobs(folder / BLOBS_FOLDER, store.blobs, settings.blob_quota_mib * 2**20)
         self.intake = Intake(ledger.params.network)
-        self.holdings = Holdings(ledger.dag)
+        self.partial = Partial(ledger, key.author, selector)
+        self.holdings = Holdings(ledger.dag, self.partial.scope, self.partial.find_part)
         self.peers = Peers(self, key.author, self._make_session, self.holdings.find_missing)
         self._key = key
         self.peer_port = 0
@@ -94,7 +106,11 @@ class Node:
             await store.open()
             try:
                 started_s = time.monotonic()
-                node = cls(folder, settings, key, store, await open_ledger(store, folder))
+                ledger = await open_ledger(store, folder)
+                noted = await load_selector(store)
+                node = cls(folder, settings, key, store, ledger, choose_selector(settings, key.author, noted))
+                if node.partial.selector != noted:
+                    await node.partial.save(store)
                 if time.monotonic() - started_s > SLOW_START_S:
                     node.runtime.note_snapshot(0)
                 await node.blobs.open()
@@ -139,6 +155,8 @@ class Node:
     async def _stop_waiting(self) -> None:
         wait_s = self.settings.tip_wait_s
         for _ in range(wait_s * 20):
+            # A peer may say only after its hello that both hold the same.
+            self._note_synced()
             if not self.runtime.waits_for_tip:
                 return
             await asyncio.sleep(0.05)
@@ -153,6 +171,21 @@ class Node:
         await self.runtime.writer.drain()
         await self.store.save_snapshot(position, data)
         self.runtime.note_snapshot(position + 1)
+
+    async def widen(self, more: Selector | None) -> bool:
+        """Keep more than before, None for everything; returns whether that is a change.
+
+        Raises:
+            UsageError: everything is kept already, or it would be more than a scope holds.
+        """
+        is_changed = self.partial.widen_to_all() if more is None else self.partial.widen(more)
+        if is_changed:
+            await self.partial.save(self.store)
+            self.holdings.scope = self.partial.scope
+            # What a node keeps is said at the start of a connection.
+            for link in self.peers.ready():
+                link.drop("this node keeps more now")
+        return is_changed
 
     # -- what links need: LinkOwner --
 
@@ -188,6 +221,8 @@ class Node:
 
     async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
         """Add a peer's ops; the future is done when they are stored. Who sent an op that breaks a rule is dropped."""
+        if not link.session.is_pulling:
+            ops = self.partial.admit(ops)
         rejected, stored = await self.runtime.take(ops, link.name)
         for effect in rejected:
             # An op that waited may have come from somebody else than the one that let it go.

@@ -17,16 +17,18 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from crdtchain.adapters.store import Store
-from crdtchain.codec import format_cid, format_did
+from crdtchain.codec import format_cid, format_did, is_op_id, parse_cid
 from crdtchain.errors import DecodeError, PeerError, StoreError, UsageError
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author, OpId
 from crdtchain.scopes import ScopeIndex, Scopes, Selector, decode_selector, encode_selector, make_selector
 from crdtchain.views import Json
+from node.config import Settings
 from node.hold import list_links, sort_by_links
 from node.pace import Bucket
 
+EVERYTHING: Final = Selector()
 NOTE: Final = "scope"
 ASIDE_OPS_MAX: Final = 4_096
 ASIDE_BYTES_MAX: Final = 4 * 2**20
@@ -50,6 +52,21 @@ async def load_selector(store: Store) -> Selector:
         return decode_selector(await store.get_meta(NOTE) or b"")
     except DecodeError as error:
         raise StoreError(f"the note of what is kept is damaged: {error}") from error
+
+
+def choose_selector(settings: Settings, own: Author, noted: Selector) -> Selector:
+    """Return what a node keeps: what its settings name, and what was added before.
+
+    Raises:
+        UsageError: a setting names what is no job or no tag, or too many; or the node is a witness.
+    """
+    jobs = [OpId(parse_cid(text)) for text in settings.jobs]
+    if not all(map(is_op_id, jobs)):
+        raise UsageError("the setting jobs names what is no id of a job")
+    named = make_selector(jobs, settings.job_tags, [own] if settings.own_jobs else [])
+    if settings.witness and (named or noted):
+        raise UsageError("a witness keeps everything: leave out jobs, job_tags, own_jobs, or run `crdtchain scope all`")
+    return noted.join(named) if named else noted
 
 
 def selector_to_json(selector: Selector) -> dict[str, Json]:
@@ -105,6 +122,12 @@ class Partial:
             return False
         self._set(joined)
         return True
+
+    def widen_to_all(self) -> bool:
+        """Keep everything; returns whether that is a change."""
+        is_partial = bool(self.selector)
+        self._set(Selector())
+        return is_partial
 
     async def save(self, store: Store) -> None:
         """Note in the store what is kept."""

@@ -129,6 +129,7 @@ class Runtime:
             self.waits_for_tip = ""
             self._may_sign.set()
             self._stir()
+            self.stir_agenda()
 
     @property
     def unsaved_count(self) -> int:

@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from crdtchain.limits import INT_MAX, MEMO_BYTES_MAX
 from node.cli.remote import connect, find_did
+from node.cli.scope import AS_FAR
 from node.cli.shell import Shell, command, shorten
 
 INVITATION = 20
@@ -25,6 +26,8 @@ def show_account(out: Console, account: Mapping[str, Any]) -> None:
     name = f" ({account['name']})" if account["name"] else ""
     out.print(f"{account['did']}{name}", markup=False, emoji=False)
     out.print(f"  balance {account['balance']} credits, of these {account['certified_balance']} certified")
+    if account.get("partial"):
+        out.print(f"  {AS_FAR}")
     if account["banned"]:
         out.print("  banned: a certified outcome lists it among the cheats")
     if account["equivocated"]:

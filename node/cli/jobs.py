@@ -20,6 +20,7 @@ from crdtchain.params import compute_params
 from crdtchain.views import body_to_json
 from node.cli.network import load_genesis
 from node.cli.remote import connect, find_job
+from node.cli.scope import AS_FAR
 from node.cli.shell import AnswerNoError, Shell, command, make_group, shorten
 from node.cli.work import open_sandboxes
 from node.jobfile import TRY_RULES, JobDraft, NetworkRules, read_job_file, wants_local_image
@@ -85,6 +86,8 @@ def show_list(out: Console, rows: Sequence[Mapping[str, Any]]) -> None:
             "–" if leading is None else format_micros(leading["loss"]), describe_time(row["bid_until"], now),
         )  # fmt: skip
     out.print(table, markup=False)
+    if any(row.get("partial") for row in rows):
+        out.print(f"Jobs outside of the scope are shown {AS_FAR}.")
 
 
 def make_leaderboard(job: Mapping[str, Any]) -> RichTable:
@@ -124,6 +127,8 @@ def show_job(out: Console, job: Mapping[str, Any]) -> None:
         winner = outcome["winner_author"]
         loss = "" if winner is None else f" with loss {format_micros(outcome['loss'])}"
         lines.append(f"  outcome    {outcome['phase']}; winner: {winner or 'none'}{loss}")
+    if job.get("partial"):
+        lines.append(f"  all this is {AS_FAR}; `crdtchain scope add {shorten(job['id'])}` fetches the rest")
     out.print("\n".join(lines), markup=False)
     if job["leaderboard"]:
         out.print(make_leaderboard(job))

@@ -22,6 +22,7 @@ from node.cli import (
     market,
     network,
     peering,
+    scope,
     serve,
     status,
     work,
@@ -62,7 +63,7 @@ def take_globals(
 for module in (demo, init, network, serve, status, peering, doctor, accounts, keys):
     module.add_to(app)
 job_watch.add_to(jobs.add_to(app))
-for module in (market, blob, work, archive, audit):
+for module in (scope, market, blob, work, archive, audit):
     module.add_to(app)
 
 

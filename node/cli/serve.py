@@ -99,6 +99,13 @@ def add_to(app: typer.Typer) -> None:
         ] = None,
         listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Peer port, for other nodes.")] = None,
         peer: Annotated[list[str] | None, typer.Option(metavar="URL", help="Another node's peer port.")] = None,
+        jobs: Annotated[
+            list[str] | None, typer.Option("--jobs", metavar="JOB", help="Keep only this job, by its id.")
+        ] = None,
+        job_tags: Annotated[
+            list[str] | None, typer.Option("--job-tags", metavar="TAG", help="Keep only jobs with this tag.")
+        ] = None,
+        own_jobs: Annotated[bool | None, typer.Option("--own-jobs", help="Keep only jobs that this key posts.")] = None,
         witness: Annotated[bool | None, typer.Option("--witness", help="Do a witness's duty.")] = None,
         work: Annotated[
             Path | None, typer.Option(metavar="POLICY.toml", help="Also train and judge, by a policy.")
@@ -137,6 +144,8 @@ def add_to(app: typer.Typer) -> None:
             "work": None if work is None else str(work), "welcome": welcome, "log_level": log_level,
             "log_json": log_json, "public_url": public_url, "tls_cert": tls_cert, "tls_key": tls_key, "tls_ca": tls_ca,
             "path_prefix": path_prefix, "trusted_proxies": tuple(trusted_proxy) if trusted_proxy else None,
+            "jobs": tuple(jobs) if jobs else None, "job_tags": tuple(job_tags) if job_tags else None,
+            "own_jobs": own_jobs,
             "mdns": None if mdns is None else "on" if mdns else "off", "force_offline": force_offline,
         }  # fmt: skip
         settings = load_settings(shell.data, flags)

@@ -17,6 +17,7 @@ from node.cli.remote import connect
 from node.cli.shell import Shell, command
 from node.datadir import load_key
 from node.ledger_file import open_ledger
+from node.partial import load_selector, selector_to_json
 
 
 async def read_offline(shell: Shell) -> dict[str, Any]:
@@ -27,6 +28,7 @@ async def read_offline(shell: Shell) -> dict[str, Any]:
     await store.open()
     try:
         ledger = await open_ledger(store, shell.data)
+        selector = await load_selector(store)
     finally:
         await store.close()
     return {
@@ -35,6 +37,7 @@ async def read_offline(shell: Shell) -> dict[str, Any]:
         "balance": own_balance(ledger, key.author),
         "peers": [],
         "waiting": 0,
+        "scope": selector_to_json(selector) if selector else None,
         "running": False,
     }
 
@@ -59,6 +62,8 @@ def describe(values: Mapping[str, Any]) -> str:
         f"state     {values['state_digest']}",
         f"waiting   {values['waiting']} ops wait for ops that they link to",
     ]
+    if values.get("scope"):
+        lines.append("scope     a partial replica: what it can't judge is told by `crdtchain scope show`")
     if not values["running"]:
         return "\n".join([*lines, "node      not running: start it with `crdtchain serve`"])
     lines.append(f"peers     {len(values['peers'])} connected{', in step' if values.get('synced') else ''}")

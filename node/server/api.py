@@ -31,6 +31,7 @@ from node.server.bodies import (
 )
 from node.server.openapi import API, Route, make_openapi
 from node.server.peering import describe_peers
+from node.server.scope import ScopeInput, get_scope, post_scope
 from node.server.ws import NODE
 
 PAGE_MAX: Final = 500
@@ -87,6 +88,7 @@ def node_status(node: Node) -> dict[str, views.Json]:
         "waits_for_tip": runtime.waits_for_tip or None,
         "disk_full": runtime.writer.is_full,
         "blob_bytes": node.blobs.total_bytes,
+        "scope": node.partial.to_json(),
     }
 
 
@@ -148,10 +150,14 @@ async def get_op(request: web.Request) -> web.Response:
 
 async def get_jobs(request: web.Request) -> web.Response:
     """Answer all jobs, the newest first."""
-    runtime = request.app[NODE].runtime
-    ledger, now_ms = runtime.ledger, runtime.now_ms()
+    node = request.app[NODE]
+    ledger, now_ms = node.runtime.ledger, node.runtime.now_ms()
     cut = ledger.everything()
-    return _json({"jobs": [views.job_summary(ledger, job, cut, now_ms) for job in reversed(ledger.jobs.jobs)]})
+    rows: list[views.Json] = [
+        {**views.job_summary(ledger, job, cut, now_ms), "partial": not node.partial.is_whole(job)}
+        for job in reversed(ledger.jobs.jobs)
+    ]
+    return _json({"jobs": rows})
 
 
 async def get_job(request: web.Request) -> web.Response:
@@ -159,21 +165,27 @@ async def get_job(request: web.Request) -> web.Response:
     node = request.app[NODE]
     job = _find_op(node, request.match_info["cid"], Kind.JOB)
     runtime = node.runtime
-    return _json(views.job_to_json(runtime.ledger, job, runtime.ledger.everything(), runtime.now_ms()))
+    shown = views.job_to_json(runtime.ledger, job, runtime.ledger.everything(), runtime.now_ms())
+    return _json({**shown, "partial": not node.partial.is_whole(job)})
 
 
 async def get_accounts(request: web.Request) -> web.Response:
     """Answer all accounts."""
-    ledger = request.app[NODE].runtime.ledger
+    node = request.app[NODE]
+    ledger = node.runtime.ledger
     cut = ledger.everything()
-    return _json({"accounts": [views.account_summary(ledger, key, cut) for key in views.account_keys(ledger)]})
+    rows: list[views.Json] = [
+        {**views.account_summary(ledger, key, cut), "partial": not node.partial.is_own(key)}
+        for key in views.account_keys(ledger)
+    ]
+    return _json({"accounts": rows})
 
 
 async def get_account(request: web.Request) -> web.Response:
     """Answer one account with its history."""
-    ledger = request.app[NODE].runtime.ledger
-    key = codec.parse_did(request.match_info["did"])
-    return _json(views.account_to_json(ledger, key, ledger.everything()))
+    node = request.app[NODE]
+    ledger, key = node.runtime.ledger, codec.parse_did(request.match_info["did"])
+    return _json({**views.account_to_json(ledger, key, ledger.everything()), "partial": not node.partial.is_own(key)})
 
 
 # -- what is signed --
@@ -319,6 +331,7 @@ ROUTES: Final = (
     Route("GET", "/blobs", blobs.list_blobs, "The blobs here, why each stays, and what is being fetched."),
     Route("GET", "/blobs/{cid}", blobs.get_blob, "A blob's content.", answer_type="application/vnd.ipld.raw"),
     Route("HEAD", "/blobs/{cid}", blobs.head_blob, "A blob's size.", answer_type="application/vnd.ipld.raw"),
+    Route("GET", "/scope", get_scope, "What this node keeps, when that is not everything."),
     Route("GET", "/events", get_events, "What happens from now on, server-sent.", answer_type="text/event-stream"),
     Route("POST", "/ops", post_op, "Take a block signed elsewhere.", body_type="application/cbor", status=201),
     Route("POST", "/jobs", post_job, "Post a job.", body=Job, status=201),
@@ -329,6 +342,7 @@ ROUTES: Final = (
     Route("POST", "/transfers", post_transfer, "Transfer credits.", body=TransferInput, status=201),
     Route("POST", "/claims", post_claim, "Claim a job or transfer.", body=ClaimInput, status=201),
     Route("POST", "/profiles", post_profile, "Name oneself.", body=ProfileInput, status=201),
+    Route("POST", "/scope", post_scope, "Keep more than before, and fetch it.", body=ScopeInput),
     Route("PUT", "/blobs", blobs.put_blob, "Store a blob.", body_type="application/octet-stream", status=201),
     Route("POST", "/blobs/{cid}/pin", blobs.pin_blob, "Have a blob stay, fetched if it is not here."),
     Route("POST", "/blobs/{cid}/unpin", blobs.unpin_blob, "Let a blob go when there is no room."),
