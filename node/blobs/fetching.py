@@ -160,23 +160,30 @@ class Fetch:
                 await self._changed.wait()
 
     async def _work(self, source: Source) -> None:
-        """Fetch chunk after chunk from one source, until nothing is missing or the source fails."""
-        needs_s = 0.0
+        """Fetch chunk after chunk from one source, until nothing is missing or the source fails.
+
+        While one chunk is checked and written, the next one is under way.
+        """
+        needs_s, checking = 0.0, None
         try:
-            while self._part.missing and self._failure is None:
+            while self._part.missing and self._failure is None and source.name not in self._faults.liars:
                 index = self._pick(source, needs_s)
                 if index is None:
                     await self._wait()
                     continue
                 started_s = time.monotonic()
-                await self._take(source, index, started_s)
+                data = await self._read(source, index, started_s)
                 needs_s = time.monotonic() - started_s
+                if checking is not None:
+                    await checking
+                checking = asyncio.create_task(self._check(source, index, data))
         except PeerError as error:
             self._faults.note(source, error)
             self._was_lost = self._was_lost or (needs_s > 0 and isinstance(error, NoPeerError))
             self._resting[source.name] = time.monotonic() + RETRY_S
-        except OSError as error:
-            self._failure = convert_error(error)
+        finally:
+            if checking is not None:
+                await checking
 
     def _pick(self, source: Source, needs_s: float) -> int | None:
         """Return the next chunk for a source, or None while there is nothing for it to do."""
@@ -192,26 +199,39 @@ class Fetch:
         at_s, index = min(late, default=(late_s + 1, -1))
         return index if at_s <= late_s else None
 
-    async def _take(self, source: Source, index: int, now_s: float) -> None:
+    async def _read(self, source: Source, index: int, now_s: float) -> bytes:
+        """Return what a source sends as a chunk."""
         layout = self._part.layout
         start, size = layout.span(index)
         self._under_way.setdefault(index, {})[source.name] = now_s
         try:
             async with asyncio.timeout(CHUNK_S):
-                data = await source.read(layout.blob, start, size, layout.size)
-            if index not in self._part.missing:
-                # Another one was faster.
-                return
-            if not await asyncio.to_thread(self._part.take, index, data):
-                raise PeerError("the peer sent a chunk that is not the one of the blob")
-        except TimeoutError:
-            raise NoPeerError("it is too slow") from None
+                return await source.read(layout.blob, start, size, layout.size)
+        except BaseException as error:
+            self._leave(source, index)
+            if isinstance(error, TimeoutError):
+                raise NoPeerError("it is too slow") from None
+            raise
+
+    async def _check(self, source: Source, index: int, data: bytes) -> None:
+        """Write a chunk if it is the right one, and else never ask its source again."""
+        try:
+            is_right = await asyncio.to_thread(self._part.take, index, data)
+        except OSError as error:
+            self._failure = convert_error(error)
+            return
         finally:
-            at_it = self._under_way[index]
-            del at_it[source.name]
-            if not at_it:
-                del self._under_way[index]
-        if index in self._part.missing:
+            self._leave(source, index)
+        if not is_right:
+            self._faults.note(source, PeerError("the peer sent a chunk that is not the one of the blob"))
+        elif index in self._part.missing:
             self._part.missing.discard(index)
-            self._meter.add(size, source.name)
-            self._stir()
+            self._meter.add(len(data), source.name)
+        self._stir()
+
+    def _leave(self, source: Source, index: int) -> None:
+        """Note that a source is not at a chunk any more."""
+        at_it = self._under_way[index]
+        del at_it[source.name]
+        if not at_it:
+            del self._under_way[index]

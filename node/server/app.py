@@ -38,7 +38,7 @@ def make_local_app(node: Node, guard: Guard) -> web.Application:
     app = web.Application(middlewares=[catch_problems, guard.middleware], client_max_size=limits.HTTP_BODY_BYTES_MAX)
     app[NODE] = node
     app.on_response_prepare.append(add_headers)
-    connect_blobs(node)
+    connect_blobs(app, node)
     app.router.add_get("/", views.handle_page)
     app.router.add_get("/healthz", views.handle_health)
     app.router.add_get("/metrics", views.handle_metrics)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import AsyncIterator
-from typing import BinaryIO, Final
+from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
@@ -30,13 +32,18 @@ WRITE_S: Final = 25.0
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
-def connect_blobs(node: Node) -> None:
-    """Tell a node's blobs what its open jobs need, and its listeners how far a fetch is."""
+def connect_blobs(app: web.Application, node: Node) -> None:
+    """Tell a node's blobs what its open jobs need, and its listeners how far a fetch is; end fetches with the port."""
     runtime, blobs = node.runtime, node.blobs
     blobs.find_needed = lambda: needs.find_needed(
         runtime.ledger, runtime.now_ms(), node.author, blobs.commitments(node.author)
     )
     blobs.on_progress = lambda progress: runtime.events.publish([progress])
+
+    async def close(_: web.Application) -> None:
+        await blobs.close()
+
+    app.on_shutdown.append(close)
 
 
 def _json(content: object, status: int = 200) -> web.Response:
@@ -175,17 +182,22 @@ async def send_blob(request: web.Request, blob: BlobId) -> web.StreamResponse:
     await node.blobs.note_use(blob)
     try:
         # What is open can be read to its end, also when the blob is removed meanwhile.
-        file = await asyncio.to_thread(node.blobs.path(blob).open, "rb")
+        file, size = await asyncio.to_thread(_open, node.blobs.path(blob))
     except OSError:
         raise web.HTTPNotFound from None
     try:
-        size = await asyncio.to_thread(file.seek, 0, 2)
         return await _answer(request, file, size, f'"{codec.format_cid(blob)}"')
     finally:
-        await asyncio.to_thread(file.close)
+        os.close(file)
 
 
-async def _answer(request: web.Request, file: BinaryIO, size: int, tag: str) -> web.StreamResponse:
+def _open(path: Path) -> tuple[int, int]:
+    """Open a file for reading; returns its descriptor and size."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return file, os.fstat(file).st_size
+
+
+async def _answer(request: web.Request, file: int, size: int, tag: str) -> web.StreamResponse:
     headers = {
         "Content-Type": "application/vnd.ipld.raw",
         "Content-Disposition": "attachment",
@@ -216,11 +228,10 @@ async def _answer(request: web.Request, file: BinaryIO, size: int, tag: str) -> 
     return response
 
 
-async def _send(request: web.Request, response: web.StreamResponse, file: BinaryIO, begin: int, end: int) -> None:
+async def _send(request: web.Request, response: web.StreamResponse, file: int, begin: int, end: int) -> None:
     """Send a part of a file; a reader that does not take it is ended."""
-    await asyncio.to_thread(file.seek, begin)
     while begin < end:
-        data = memoryview(await asyncio.to_thread(file.read, min(READ_BYTES, end - begin)))
+        data = memoryview(await asyncio.to_thread(os.pread, file, min(READ_BYTES, end - begin), begin))
         if not data:
             # Shorter than it was: the length that was promised can't be kept, so the connection has to end.
             _abort(request)
