@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from crdtchain.adapters.address_book import AddressRow, AddressStore
@@ -25,6 +26,7 @@ from crdtchain.scalars import Author
 from node.addresses import IpAddress, Reach, find_reach, find_reach_of, group_of, machine_of, parse_peer_url, parse_told
 
 ROWS_MAX: Final = 1_024
+SPARE_ROWS: Final = 31
 TOLD_MAX: Final = 64
 """Addresses of one teller that were never reached; also taken of one message."""
 TELL_MAX: Final = 16
@@ -164,7 +166,7 @@ class Book:
         """Note that an address is being tried."""
         row = self.rows.get(url)
         if row is not None and self._is_strange(row):
-            self._note_machine(parse_peer_url(url).host or "")
+            self._tries[_machine(url)] = self.now_ms()
 
     def note_failure(self, url: str) -> None:
         """Note that an address was tried in vain: it has to wait, or is forgotten."""
@@ -222,7 +224,7 @@ class Book:
         Mostly one that was reached, the more recently the likelier; else a teller is drawn before one of its
         addresses, so that telling many gains nothing. Other parts of the net go first.
         """
-        fresh = [row for row in rows if group_of(_host(row.url)) not in busy]
+        fresh = [row for row in rows if _group(row.url) not in busy]
         known = [row for row in fresh or rows if row.success_ms]
         strange = [row for row in fresh or rows if not row.success_ms]
         if known and (not strange or self.rng.random() < 0.75):
@@ -245,14 +247,11 @@ class Book:
         if self._is_strange(row):
             if machine_of(str(address)) in self._tries:
                 return False
-            self._note_machine(str(address))
+            self._tries[machine_of(str(address))] = self.now_ms()
         return True
 
-    def _note_machine(self, host: str) -> None:
-        self._tries[machine_of(host)] = self.now_ms()
-
     def _may_try(self, row: AddressRow) -> bool:
-        return len(self._tries) < STRANGE_TRIES_MAX and machine_of(_host(row.url)) not in self._tries
+        return len(self._tries) < STRANGE_TRIES_MAX and _machine(row.url) not in self._tries
 
     def _is_strange(self, row: AddressRow) -> bool:
         """Whether nothing but a stranger's word speaks for an address."""
@@ -304,11 +303,13 @@ class Book:
         excess = len(self.rows) + count - ROWS_MAX
         if excess <= 0:
             return True
+        # A few more than needed, so that a flood of addresses does not make this the node's main work.
+        excess += SPARE_ROWS
         free = [row for row in self.rows.values() if row.source != Source.CONFIGURED]
         free.sort(key=lambda row: (not self._is_strange(row), row.success_ms, -row.failures, row.seen_ms, row.url))
         for row in free[:excess]:
             self.forget(row.url)
-        return len(free) >= excess
+        return len(self.rows) + count <= ROWS_MAX
 
 
 def pick_addresses_to_tell(
@@ -337,8 +338,14 @@ def _is_tellable(url: str, reach: Reach) -> bool:
     return True
 
 
-def _host(url: str) -> str:
-    return parse_peer_url(url).host or ""
+@lru_cache(4 * ROWS_MAX)
+def _group(url: str) -> str:
+    return group_of(parse_peer_url(url).host or "")
+
+
+@lru_cache(4 * ROWS_MAX)
+def _machine(url: str) -> str:
+    return machine_of(parse_peer_url(url).host or "")
 
 
 _SOURCES: Final = frozenset(source.value for source in Source)
