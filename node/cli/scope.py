@@ -53,10 +53,8 @@ def add_to(app: typer.Typer) -> None:
         job: Annotated[
             list[str] | None, typer.Argument(metavar="[JOB]...", help="A job's id; in full when it is not here yet.")
         ] = None,
-        tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Jobs with this tag; repeatable.")] = None,
-        poster: Annotated[
-            list[str] | None, typer.Option(metavar="DID", help="Jobs that this key posts; repeatable.")
-        ] = None,
+        tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Jobs with this tag.")] = None,
+        poster: Annotated[list[str] | None, typer.Option(metavar="DID", help="Jobs that this key posts.")] = None,
     ) -> None:
         """Keep more, for good; what is lacking is fetched from peers."""
         if not (job or tag or poster):

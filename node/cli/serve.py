@@ -88,6 +88,13 @@ async def run_all(shell: Shell, settings: Settings, policy: Policy | None) -> No
                 await task
 
 
+JobsOption = Annotated[list[str] | None, typer.Option("--jobs", metavar="JOB", help="Keep only this job, by its id.")]
+TagsOption = Annotated[
+    list[str] | None, typer.Option("--job-tags", metavar="TAG", help="Keep only jobs with this tag.")
+]
+OwnJobsOption = Annotated[bool | None, typer.Option("--own-jobs", help="Keep only jobs that this key posts.")]
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
 
@@ -99,13 +106,9 @@ def add_to(app: typer.Typer) -> None:
         ] = None,
         listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Peer port, for other nodes.")] = None,
         peer: Annotated[list[str] | None, typer.Option(metavar="URL", help="Another node's peer port.")] = None,
-        jobs: Annotated[
-            list[str] | None, typer.Option("--jobs", metavar="JOB", help="Keep only this job, by its id.")
-        ] = None,
-        job_tags: Annotated[
-            list[str] | None, typer.Option("--job-tags", metavar="TAG", help="Keep only jobs with this tag.")
-        ] = None,
-        own_jobs: Annotated[bool | None, typer.Option("--own-jobs", help="Keep only jobs that this key posts.")] = None,
+        jobs: JobsOption = None,
+        job_tags: TagsOption = None,
+        own_jobs: OwnJobsOption = None,
         witness: Annotated[bool | None, typer.Option("--witness", help="Do a witness's duty.")] = None,
         work: Annotated[
             Path | None, typer.Option(metavar="POLICY.toml", help="Also train and judge, by a policy.")
