@@ -68,11 +68,16 @@ class Scores:
     """The broken rules of all nodes and addresses that one node remembers."""
 
     def __init__(self, counters: Counters, rows: Sequence[PenaltyRow] = ()) -> None:
-        """`rows` are what `dump` returned in an earlier run."""
         self._counters = counters
-        self._penalties = {row.key: _Penalty(row.thousandths / SCALE, row.at_ms, row.refused_until_ms) for row in rows}
+        self._penalties: dict[str, _Penalty] = {}
+        self.load(rows)
         self.is_changed = False
         """Whether something was noted since the last `dump`."""
+
+    def load(self, rows: Sequence[PenaltyRow]) -> None:
+        """Remember what `dump` returned in an earlier run."""
+        for row in rows:
+            self._penalties[row.key] = _Penalty(row.thousandths / SCALE, row.at_ms, row.refused_until_ms)
 
     def __len__(self) -> int:
         return len(self._penalties)
