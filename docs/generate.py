@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from docs.reference_pages import GENERATED, write_cli, write_http, write_settings
+from node.counters import CATALOGUE, DROPS, Drop
 
 DOCS: Final = Path(__file__).parent
 ROOT: Final = DOCS.parent
@@ -23,6 +24,10 @@ LIMITS_INTRO: Final = """\
 Units are in the names. The bounds of ops and bodies are rules of the protocol, the same everywhere; those of frames,
 waiting ops, connections and time ahead are this program's own: they delay, hold or disconnect, and never make an op
 invalid."""
+
+METRICS_INTRO: Final = """\
+`/metrics` on the local port answers in the text format of Prometheus; each name comes with its description. These are
+the counters of what limits did. All start at 0 with the node, and all values of a label are shown from the start."""
 
 
 def first_line(path: Path) -> str:
@@ -114,6 +119,38 @@ def write_limits() -> str:
     )
 
 
+def write_metrics() -> str:
+    """Return docs/reference/metrics.md: every counter, and every reason for which a connection ends."""
+    rows = [
+        f"| `{counter.name}` | {f'`{counter.label}`: ' if counter.label else ''}"
+        f"{', '.join(f'`{value}`' for value in counter.values if value and counter is not DROPS)} "
+        f"| {counter.text} |"
+        for counter in CATALOGUE
+    ]
+    tree = ast.parse((ROOT / "node" / "counters.py").read_text(encoding="utf-8"))
+    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == Drop.__name__]
+    texts = [ast.literal_eval(node.value) for node in found.body[1:] if isinstance(node, ast.Expr)]
+    reasons = [f"| `{drop.value}` | {text} |" for drop, text in zip(Drop, texts, strict=True)]
+    return "\n".join(
+        [
+            "# Metrics",
+            GENERATED,
+            METRICS_INTRO,
+            "",
+            "| counter | label | counts |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+            "## Why connections end",
+            "",
+            "| `reason` of `crdtchain_drops_total` | meaning |",
+            "| --- | --- |",
+            *reasons,
+            "",
+        ]
+    )
+
+
 PAGES: Final[dict[Path, Callable[[], str]]] = {
     DOCS / "architecture.md": write_architecture,
     DOCS / "reference" / "cli.md": write_cli,
@@ -121,6 +158,7 @@ PAGES: Final[dict[Path, Callable[[], str]]] = {
     DOCS / "reference" / "settings.md": write_settings,
     DOCS / "reference" / "errors.md": write_errors,
     DOCS / "reference" / "limits.md": write_limits,
+    DOCS / "reference" / "metrics.md": write_metrics,
 }
 
 
