@@ -140,6 +140,8 @@ class Link:
         """Whether the peer was asked to announce only."""
         self.pushed_s = 0.0
         """When a live op was last sent."""
+        self.live_s = 0.0
+        """When a live op last came."""
         self.pulled_s = 0.0
         """When a pull last ended."""
         self.vain = 0
@@ -342,8 +344,10 @@ class Link:
             pending = await self._takes.get()
             ops = await pending.ops
             self.session.live.note_known(signed.op.id for signed in ops)
-            if not pending.take.request and not ops:
-                self._owner.on_copies(self, len(pending.take.blocks))
+            if not pending.take.request:
+                self.live_s = time.monotonic()
+                if not ops:
+                    self._owner.on_copies(self, len(pending.take.blocks))
             stored = await self._owner.take(ops, self)
             if pending.take.request:
                 # The next page is added while this one is stored; how many may be under way is the session's credit.

@@ -42,6 +42,8 @@ QUIET_S: Final = 0.5
 """After a burst of live ops peers are told what is here when nothing more has come for so long."""
 GRACE_S: Final = 0.3
 """What a peer holds may be on its way: so long it is waited for before the peer is asked."""
+BUSY_S: Final = 2.0
+"""The same, where live ops keep coming: the roots of two replicas differ nearly always then."""
 ANNOUNCE_S: Final = 0.05
 AWAITED_MAX: Final = 4_096
 PULL_PAUSE_S: Final = 0.25
@@ -190,9 +192,11 @@ class Peers:
         """Ask a peer for what is missing, as soon as nobody else is being asked; `is_missed`: whatever its root is."""
         if is_missed:
             self._missed.add(link)
-        at_s = time.monotonic() + (0.0 if is_sure else GRACE_S)
+        now_s = time.monotonic()
+        grace_s = 0.0 if is_sure else GRACE_S if is_missed or now_s - link.live_s > BUSY_S else BUSY_S
+        at_s = now_s + grace_s
         self._wanted[link] = min(at_s, self._wanted.get(link, at_s))
-        self._ask_next(time.monotonic())
+        self._ask_next(now_s)
         self._stirred.set()
 
     def want_from(self, name: str) -> None:
@@ -210,22 +214,26 @@ class Peers:
         if self._asking is link:
             self._asking = None
         link.pulled_s = time.monotonic()
-        link.vain = 0 if link.session.pulling.trip.ops else min(link.vain + 1, VAIN_MAX)
+        trip = link.session.pulling.trip
+        link.vain = 0 if trip.ops else min(link.vain + 1, VAIN_MAX)
         self._ask_next(time.monotonic())
-        for other in self.ready():
+        # Others have heard of a few ops already, and hear of many now.
+        for other in self.ready() if trip.ops > ANNOUNCED_PULL_MAX else [link] if trip.ops else []:
             other.probe()
         self._stirred.set()
 
     def _at_s(self, link: Link) -> float:
         """Return when a link's peer is asked at the earliest."""
-        return max(self._wanted[link], link.pulled_s + PULL_PAUSE_S * 2**link.vain)
+        pause_s: float = PULL_PAUSE_S * 2**link.vain
+        return max(self._wanted[link], link.pulled_s + pause_s)
 
     def _ask_next(self, now_s: float) -> None:
         # Who was asked in vain comes behind the others, and later each time.
         for link in sorted(self._wanted, key=lambda link: link.vain):
             if self._asking is not None or self._is_closing:
                 return
-            if self._at_s(link) > now_s:
+            # A pull that ends at once comes back to here.
+            if link not in self._wanted or self._at_s(link) > now_s:
                 continue
             del self._wanted[link]
             session, is_missed = link.session, link in self._missed
