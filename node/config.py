@@ -77,6 +77,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """After a start, wait so long for a configured peer's copy of the own chain before signing, s."""
     debounce_ms: Annotated[int, Meta(ge=0, le=60_000)] = 100
     """A witness gathers what comes for so long before it beats, ms."""
+    op_quota_mib: Annotated[int, Meta(ge=1, le=2**30)] = 65_536
+    """Disk space for the ledger, MiB; above 90 % of it, or of what the disk has room for, others' ops and blobs are
+    refused, and own ops still written."""
     blob_quota_mib: Annotated[int, Meta(ge=1, le=2**30)] = 4_096
     """Disk space for blobs, MiB; above 90 % of it none are fetched from peers."""
     welcome: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
