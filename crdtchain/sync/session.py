@@ -77,6 +77,7 @@ from crdtchain.sync.outputs import (
 from crdtchain.sync.pull import Pull
 from crdtchain.sync.reconcile import Selection, answer
 from crdtchain.sync.regions import decode_items
+from crdtchain.sync.tree import RangeTree
 
 PAGES_IN_FLIGHT: Final = 3
 """While one page is added and one is verified, the third is on its way: with two, verification had to wait."""
@@ -318,8 +319,18 @@ class Session:
         is_first = (mine, self._hello.node) < (count, self.peer.node)
         return [Found(False)] if is_first or self._mismatches > 1 else []
 
+    def _tree_of(self, scope: bytes) -> RangeTree:
+        """Return the tree that the peer asks about: of what it keeps, or, if that is everything, of what is kept here.
+
+        A scope costs a look at every op when it is new, so there is one for a connection.
+        """
+        assert self.peer is not None
+        if scope != (self.peer.scope or self._holdings.scope):
+            raise PeerError("the peer asks about another scope than that of this connection", "unasked")
+        return self._holdings.tree(scope)
+
     def _receive_tree(self, tree: Tree) -> list[Output]:
-        found = answer(self._holdings.tree(tree.scope), tree.salt, decode_items(tree.items))
+        found = answer(self._tree_of(tree.scope), tree.salt, decode_items(tree.items))
         outputs: list[Output] = [self._send(TreeReply(found.answered, found.items))]
         if found.lacking and tree.scope == self.pull_scope:
             self.pulling.note_found(tree.salt, found.lacking)
@@ -382,7 +393,7 @@ class Session:
         if get.request <= self._answered:
             raise PeerError("the peer's requests do not ascend", "unasked")
         self._answered = get.request
-        tree = self._holdings.tree(get.scope)
+        tree = self._tree_of(get.scope)
         self._plan = _Plan(get.request, Selection(tree, get.salt, decode_items(get.items)), PAGES_IN_FLIGHT)
         return self._page()
 
