@@ -42,8 +42,6 @@ RELAY_HEDGE_S: Final = 10.0
 """So long one peer may look for a blob at its own peers before the next one is asked to."""
 RELAYS_MAX: Final = 16
 """With so many blobs under way no more are fetched for others' sake."""
-QUOTA_PART: Final = (9, 10)
-"""What is fetched for others' sake leaves the rest of the quota free."""
 LIARS_MAX: Final = 256
 """Of so many blobs it is remembered who sent other bytes."""
 
@@ -163,8 +161,7 @@ class Blobs(Shelf):
         while len(self._liars) > LIARS_MAX:
             del self._liars[next(iter(self._liars))]
         faults = Faults(liars)
-        part, whole = QUOTA_PART if for_others else (1, 1)
-        limit = self.quota_bytes * part // whole
+        limit = self.quota_bytes * (limits.QUOTA_PERCENT if for_others else 100) // 100
         state = "failed"
         try:
             await self._reserve(blob, 0, limit)
