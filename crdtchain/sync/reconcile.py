@@ -40,8 +40,10 @@ from crdtchain.sync.regions import (
     Part,
     View,
     Whole,
+    count_shared,
     encode_items,
     list_children,
+    measure_item,
     region_of,
 )
 from crdtchain.sync.tree import KEY_DIGITS, Branch, RangeTree, Region, count_region
@@ -52,6 +54,8 @@ ITEMS_BYTES_MAX: Final = 30_000
 """Bytes of the items of one message."""
 VIEWS_MAX: Final = 256
 """Regions that one question describes."""
+REGIONS_MAX: Final = 16_384
+"""Regions of the parts that are asked for at once; a few bytes can name many."""
 
 
 class Tags:
@@ -123,12 +127,9 @@ class _Comparison:
         self._tags = tags
         self._views = views
         self.outcome = Outcome()
-        self.seen: set[str] = set()
-        """Regions whose views were compared."""
 
     def compare(self, view: View) -> None:
         """Compare one region; views of regions within it that are there are compared as well."""
-        self.seen.add(region_of(view))
         if isinstance(view, LeafView):
             self._compare_leaf(view)
             return
@@ -142,8 +143,7 @@ class _Comparison:
         if isinstance(region, Branch) and not region.prefix.startswith(view.prefix):
             self._offer_whole(region.prefix, _map_of(region))
         elif not isinstance(region, Branch):
-            outside = [number for number in region if not self._tree.key(number).startswith(view.prefix)]
-            self._offer_only(region_of(view), outside)
+            self._offer_outside(region, view.prefix)
         self._compare_children(view)
 
     def _compare_children(self, view: BranchView) -> None:
@@ -198,6 +198,17 @@ class _Comparison:
         if children:
             self.outcome.offers.append(Whole(prefix, children))
 
+    def _offer_outside(self, numbers: Iterable[int], prefix: str) -> None:
+        """Offer those of some ops that are not under a prefix: the other side has nothing next to it."""
+        maps: dict[int, int] = {}
+        for number in numbers:
+            key = self._tree.key(number)
+            if not key.startswith(prefix):
+                place = count_shared(prefix, key)
+                maps[place] = maps.get(place, 0) | 1 << int(key[place], 16)
+        for place, children in maps.items():
+            self._offer_whole(prefix[:place], children)
+
     def _offer_only(self, prefix: str, numbers: Sequence[int]) -> None:
         if numbers:
             self.outcome.offers.append(Only(prefix, tuple(self._tags.tag_ops(self._tree, numbers))))
@@ -234,26 +245,31 @@ def answer(tree: RangeTree, salt: bytes, items: Sequence[Item]) -> Answer:
     for top in tops:
         comparison.compare(top)
         outcome = comparison.outcome
-        fresh = [describe(tree, tags, prefix) for prefix in outcome.open[place:]]
+        for prefix in outcome.open[place:]:
+            view = describe(tree, tags, prefix)
+            size += measure_item(view)
+            # Views and offers that a message does not hold are found by the next walk.
+            if size > ITEMS_BYTES_MAX:
+                break
+            told.append(view)
         place = len(outcome.open)
-        told.extend(fresh)
         answered += 1
-        size += len(encode_items(fresh))
         if size > ITEMS_BYTES_MAX // 2:
             break
-    data = encode_items([*told, *comparison.outcome.offers])
-    if len(data) > ITEMS_BYTES_MAX:
-        # Offers beyond this are found by the next walk.
-        data = _cut(told, comparison.outcome.offers)
+    offers = comparison.outcome.offers
+    data = encode_items([*told, *offers[: count_fitting(offers, ITEMS_BYTES_MAX - size)]])
     return Answer(data, answered, [*comparison.outcome.lacking, *offered])
 
 
-def _cut(views: Sequence[Item], offers: Sequence[Part]) -> bytes:
-    """Encode as many offers behind the views as a message holds."""
-    kept = list(offers)
-    while len(data := encode_items([*views, *kept])) > ITEMS_BYTES_MAX:
-        kept = kept[: len(kept) * 3 // 4]
-    return data
+def count_fitting(items: Iterable[Item], limit: int) -> int:
+    """Return how many of the first items surely take no more than so many bytes."""
+    count = 0
+    for item in items:
+        limit -= measure_item(item)
+        if limit < 0:
+            break
+        count += 1
+    return count
 
 
 class Walk:
@@ -290,16 +306,18 @@ class Walk:
             views = describe_newest(self._tree, self._tags)
             self._asked = [""]
         else:
-            self._asked, self._open = self._open[:views_max], self._open[views_max:]
-            views = [describe(self._tree, self._tags, prefix) for prefix in self._asked]
+            views = [describe(self._tree, self._tags, prefix) for prefix in self._open[:views_max]]
+            views = views[: count_fitting(views, ITEMS_BYTES_MAX)]
+            self._asked, self._open = self._open[: len(views)], self._open[len(views) :]
         self._expected = {region_of(view) for view in views}
         for view in views:
             if isinstance(view, BranchView):
                 self._expected.update(list_children(view.prefix, view.children))
-        offers, self._offers = self._offers[:VIEWS_MAX], self._offers[VIEWS_MAX:]
-        if not views and not offers:
+        if not views and not self._offers:
             return None
-        return _cut(views, offers)
+        count = count_fitting(self._offers, ITEMS_BYTES_MAX - sum(map(measure_item, views)))
+        offers, self._offers = self._offers[:count], self._offers[count:]
+        return encode_items([*views, *offers])
 
     def take(self, items: Sequence[Item], answered: int) -> None:
         """Take the answer to the last question.
@@ -337,28 +355,36 @@ def _weigh(part: Part) -> int:
 
 
 def prepare_parts(tree: RangeTree, tags: Tags, parts: Iterable[Part]) -> list[Part]:
-    """Return parts as they are to be asked for: without what has come meanwhile, in key order."""
-    found: list[Part] = []
+    """Return parts as they are to be asked for: in key order, none within another, without what is here by now."""
+    regions: list[tuple[str, Part]] = []
     for part in parts:
-        match part:
-            case Whole():
-                none = 0
-                for child in list_children(part.prefix, part.children):
-                    if count_region(tree.find(child)):
-                        found.extend(_all_but_mine(tree, tags, child))
-                    else:
-                        none |= 1 << int(child[-1], 16)
-                if none:
-                    found.append(Whole(part.prefix, none))
-            case Except():
-                found.extend(_all_but_mine(tree, tags, part.prefix))
-            case Only():
-                region = tree.find(part.prefix)
-                few = count_region(region) <= COMPARED_MAX
-                mine = tags.tag_ops(tree, tree.iterate(part.prefix)) if few else {}
-                if still := tuple(tag for tag in part.tags if tag not in mine):
-                    found.append(Only(part.prefix, still))
-    found.sort(key=lambda part: part.prefix)
+        inner = list_children(part.prefix, part.children) if isinstance(part, Whole) else [part.prefix]
+        regions.extend((prefix, part) for prefix in inner)
+        if len(regions) > REGIONS_MAX:
+            break
+    regions = regions[:REGIONS_MAX]
+    regions.sort(key=lambda region: region[0])
+    found: list[Part] = []
+    last: str | None = None
+    for prefix, part in regions:
+        if last is not None and prefix.startswith(last):
+            # Only a peer that does not keep to the protocol says both; what is left of it is found by the next walk.
+            continue
+        last = prefix
+        if isinstance(part, Only):
+            region = tree.find(prefix)
+            mine = tags.tag_ops(tree, tree.iterate(prefix)) if count_region(region) <= COMPARED_MAX else {}
+            if still := tuple(tag for tag in part.tags if tag not in mine):
+                found.append(Only(prefix, still))
+        elif isinstance(part, Except) or count_region(tree.find(prefix)):
+            found.extend(_all_but_mine(tree, tags, prefix))
+        else:
+            before = found[-1] if found else None
+            children = 1 << int(prefix[-1], 16)
+            if isinstance(before, Whole) and before.prefix == part.prefix:
+                found[-1] = Whole(part.prefix, before.children | children)
+            else:
+                found.append(Whole(part.prefix, children))
     return found
 
 
@@ -371,12 +397,8 @@ def _all_but_mine(tree: RangeTree, tags: Tags, prefix: str) -> list[Part]:
 
 def split_parts(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
     """Cut off as many parts as one message holds."""
-    size = 0
-    for place, part in enumerate(parts):
-        size += _weigh(part) + KEY_DIGITS // 2
-        if size > ITEMS_BYTES_MAX:
-            return list(parts[:place]), list(parts[place:])
-    return list(parts), []
+    count = count_fitting(parts, ITEMS_BYTES_MAX)
+    return list(parts[:count]), list(parts[count:])
 
 
 class Selection:
@@ -392,15 +414,22 @@ class Selection:
         self._tags = Tags(salt)
         self._parts: list[tuple[str, frozenset[bytes], bool]] = []
         """Prefix, tags, and whether they are those wanted instead of those not wanted."""
+        last: str | None = None
         for part in parts:
             match part:
                 case Whole():
-                    children = list_children(part.prefix, part.children)
-                    self._parts.extend((child, frozenset[bytes](), False) for child in children)
+                    regions, wanted = list_children(part.prefix, part.children), frozenset[bytes]()
                 case Only() | Except():
-                    self._parts.append((part.prefix, frozenset(part.tags), isinstance(part, Only)))
+                    regions, wanted = [part.prefix], frozenset(part.tags)
                 case _:
                     raise PeerError("the peer asked for a view instead of a part")
+            for prefix in regions:
+                if last is not None and (prefix < last or prefix.startswith(last)):
+                    raise PeerError("the peer asked for parts out of order, or for one twice")
+                last = prefix
+                self._parts.append((prefix, wanted, isinstance(part, Only)))
+            if len(self._parts) > REGIONS_MAX:
+                raise PeerError("the peer asked for too many regions at once")
         self._place = 0
         self._after = ""
 
@@ -410,16 +439,14 @@ class Selection:
         return self._place >= len(self._parts)
 
     def take(self, limit: int) -> list[int]:
-        """Return the next op numbers; empty at the end.
-
-        Raises:
-            PeerError: the peer asked for single ops of a large region.
-        """
+        """Return the next op numbers; empty at the end."""
         found: list[int] = []
         while not self.is_done and len(found) < limit:
             prefix, tags, is_only = self._parts[self._place]
             if is_only and count_region(self._tree.find(prefix)) > 2 * COMPARED_MAX:
-                raise PeerError("the peer asked for single ops of a large region")
+                # It has grown since the walk, and single ops would have to be looked for: another walk finds them.
+                self._place, self._after = self._place + 1, ""
+                continue
             for number in self._tree.iterate(prefix, self._after):
                 if not tags or (self._tags.tag(self._tree.digest(number)) in tags) == is_only:
                     found.append(number)

@@ -2,7 +2,7 @@
 
 A list of items, each:
 
-    shared    1 byte: how many digits of the prefix are the same as in the item before
+    shared    1 byte: how many digits of the prefix are the same as in the item before, as many as are
     more      1 byte: how many digits follow
     digits    the further digits, two to a byte, the last low half 0 when they are odd
     sort      1 byte: 00 to 20 a `LeafView` of so many ops, 80 + digits of its region a `BranchView`, 40 `Whole`,
@@ -14,8 +14,9 @@ lowest bit stands for digit 0. An item's tags are those of the map's regions in 
 
 Invariants:
 
-1. `decode_items(encode_items(items)) == items` for items with known sorts and bounds; anything else is a `PeerError`.
-2. Decoding is linear, and what it makes is at most some 40 times as large as the bytes.
+1. `decode_items(encode_items(items)) == items` for items with known sorts and bounds, and there is one encoding of
+   them: anything else is a `PeerError`.
+2. Decoding is linear, and what it makes is at most some 100 times as large as the bytes.
 
 Source: docs/protocol/sync.md, section 2.
 """
@@ -116,13 +117,31 @@ def encode_items(items: Iterable[Item]) -> bytes:
 
 
 def _encode_prefix(before: str, prefix: str) -> bytes:
-    shared = 0
-    for one, other in zip(before, prefix, strict=False):
-        if one != other:
-            break
-        shared += 1
+    shared = count_shared(before, prefix)
     digits = prefix[shared:]
     return bytes((shared, len(digits))) + bytes.fromhex(digits + "0" * (len(digits) % 2))
+
+
+def count_shared(one: str, other: str) -> int:
+    """Return how many first digits are the same."""
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
+
+
+def measure_item(item: Item) -> int:
+    """Return how many bytes an item takes at most, whatever comes before it."""
+    size = 3 + (len(item.prefix) + 1) // 2
+    match item:
+        case LeafView():
+            return size + TAG_BYTES * len(item.tags)
+        case Whole():
+            return size + 2
+        case BranchView() | Only() | Except():
+            return size + 2 + TAG_BYTES * len(item.tags)
 
 
 class _Reader:
@@ -146,6 +165,8 @@ class _Reader:
         digits = self.take((count + 1) // 2).hex()
         if shared > len(before) or shared + count > KEY_DIGITS or (count % 2 and digits[-1] != "0"):
             raise PeerError("the peer sent a region with a malformed prefix")
+        if count and before[shared : shared + 1] == digits[0]:
+            raise PeerError("the peer sent a region whose prefix could be shorter")
         return before[:shared] + digits[:count]
 
 

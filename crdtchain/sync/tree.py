@@ -191,8 +191,11 @@ class RangeTree:
     # -- regions --
 
     def find(self, prefix: str) -> Region:
-        """Return the region of a prefix: a branch, which may part later than the prefix, or the ops themselves."""
-        region = self._top
+        """Return the region of a prefix: a branch, which may part later than the prefix, or the ops themselves.
+
+        It may be a piece of the tree, which the next addition changes.
+        """
+        region, known = self._top, 0
         while type(region) is Branch:
             if region.prefix.startswith(prefix):
                 return region
@@ -201,9 +204,14 @@ class RangeTree:
             child = region.children[_PLACES[prefix[len(region.prefix)]]]
             if child is None:
                 return array("i")
+            known = len(region.prefix) + 1
             region = child
         assert isinstance(region, array)
-        return array("i", [number for number in region if self.key(number).startswith(prefix)])
+        if len(prefix) <= known:
+            return region
+        start = bisect_left(region, prefix, key=self.key)
+        # No digit is above f.
+        return region[start : bisect_left(region, prefix + "g", start, key=self.key)]
 
     def iterate(self, prefix: str, after: str = "") -> Iterator[int]:
         """Yield the ops of a region whose keys are above `after`, in key order; nothing may be added meanwhile."""
