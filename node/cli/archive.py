@@ -20,10 +20,12 @@ import typer
 from crdtchain import codec, limits
 from crdtchain.adapters.car import CarWriter
 from crdtchain.adapters.store import STORE_FILE
-from crdtchain.codec import format_cid, parse_cid
+from crdtchain.codec import format_cid, parse_cid, parse_did
 from crdtchain.errors import StoreError, UsageError
+from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Attest, Bid, Claim, Job, Kind, Op, Reveal, SignedOp, Stake, Vote
 from crdtchain.scalars import BlobId, OpId
+from crdtchain.scopes import ScopeIndex, Selector, make_selector
 from crdtchain.shapes import decode_op
 from crdtchain.sync.delta import compute_delta
 from node.cli.importing import import_car
@@ -34,12 +36,22 @@ STATUS_BYTES_MAX: Final = 16 * 2**20
 _LIST_SUFFIX: Final = ".list"
 
 
+class TheirScope(msgspec.Struct, frozen=True):
+    """What a partial replica keeps, in its status."""
+
+    jobs: list[str]
+    tags: list[str]
+    authors: list[str]
+    accounts: list[str]
+
+
 class TheirStatus(msgspec.Struct, frozen=True):
     """What `export --for` reads of another side's `status --json`."""
 
     network: str
     heads: list[str]
     sample: list[str] = msgspec.field(default_factory=list)
+    scope: TheirScope | None = None
 
 
 class Choice(msgspec.Struct):
@@ -189,9 +201,9 @@ def read_ids(path: Path, texts: Iterable[str]) -> list[OpId]:
     try:
         ids = [OpId(parse_cid(text)) for text in texts]
     except UsageError as error:
-        raise UsageError(f"the file {path} names a head that is no id: {error}") from None
+        raise UsageError(f"the file {path} names what is no id: {error}") from None
     if not all(map(codec.is_op_id, ids)):
-        raise UsageError(f"the file {path} names a head that is no id of an op")
+        raise UsageError(f"the file {path} names what is no id of an op")
     return ids
 
 
@@ -208,7 +220,31 @@ def find_lacked(ops: Mapping[OpId, SignedOp], path: Path) -> Choice:
     unknown_heads = sum(history.find(head) is None for head in heads)
     want = [number for signed in find_tops(history.ops) if (number := history.find(signed.op.id)) is not None]
     lacked = compute_delta(history, want, [0, *(number for number in known if number is not None)])
+    if status.scope is not None:
+        kept = set(find_scope(history, read_scope(path, status.scope)))
+        lacked = [number for number in lacked if number in kept]
     return Choice([history.ops[number] for number in lacked], len(heads), unknown_heads)
+
+
+def read_scope(path: Path, scope: TheirScope) -> Selector:
+    """Return the selector of a partial replica's status.
+
+    Raises:
+        UsageError: it names what is none.
+    """
+    try:
+        keys = [[parse_did(text) for text in texts] for texts in (scope.authors, scope.accounts)]
+        return make_selector(read_ids(path, scope.jobs), scope.tags, *keys)
+    except UsageError as error:
+        raise UsageError(f"the file {path} names a scope that is none: {error}") from None
+
+
+def find_scope(history: History, selector: Selector) -> list[int]:
+    """Return what a partial replica would keep of a history."""
+    ledger = Ledger(history.ops[0].op)
+    for signed in history.ops[1:]:
+        ledger.add(signed.op)
+    return ScopeIndex(ledger, selector).members
 
 
 def choose_ops(ops: Mapping[OpId, SignedOp], job: str | None, until: str | None, other: Path | None) -> Choice:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +19,7 @@ from crdtchain.ops import SignedOp
 from crdtchain.scopes import ScopeIndex, Selector, make_selector
 from node.datadir import create_data, join_network
 from tests.builders import World
-from tests.integration.node_process import NodeProcess, join_all, nodes, wait_until
+from tests.integration.node_process import ROOT, NodeProcess, join_all, nodes, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -44,6 +48,16 @@ async def stored_ids(node: NodeProcess) -> set[bytes]:
     ids = await store.ids(10**6)
     await store.close()
     return set(map(bytes, ids))
+
+
+async def call_cli(node: NodeProcess, *words: str) -> str:
+    """Run a command of the program beside a node; returns what it prints."""
+    command = [sys.executable, "-m", "node.cli.main", *words, "--data", str(node.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    process = await asyncio.create_subprocess_exec(*command, cwd=node.folder.parent, env=environment, stdout=-1)
+    out, _ = await process.communicate()
+    assert process.returncode == 0, (words, out)
+    return " ".join(out.decode().split()) if "--json" not in words else out.decode()
 
 
 def find_scope(world: World, selector: Selector) -> set[bytes]:
@@ -97,7 +111,15 @@ async def test_a_partial_replica_keeps_its_job_judges_it_and_fetches_another_whe
             with pytest.raises(UsageError, match="keeps everything already"):
                 await theirs.widen_scope(jobs=[format_cid(second)])
 
-            assert (await mine.widen_scope(jobs=[format_cid(second)]))["changed"]
+            shown = await call_cli(partial, "scope", "show")
+            assert format_cid(first) in shown and "It can't judge the end of other jobs." in shown
+            text = await call_cli(partial, "account", format_did(world.key("bob")))
+            assert "as far as this partial replica knows" in text
+            assert "a partial replica" in await call_cli(partial, "status")
+            assert "This node keeps everything." in await call_cli(full, "scope", "show")
+
+            added = json.loads(await call_cli(partial, "scope", "add", format_cid(second), "--json"))
+            assert added["changed"] and len(added["scope"]["jobs"]) == 2
             assert not (await mine.widen_scope(jobs=[format_cid(second)]))["changed"]
             larger = find_scope(world, make_selector([first, second], accounts=[own]))
             await wait_count(partial, len(larger), "the second job has come")

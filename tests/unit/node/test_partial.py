@@ -7,13 +7,15 @@ import random
 import pytest
 
 from crdtchain.adapters.memory_store import MemoryStore
+from crdtchain.codec import compute_blob_id, format_cid
 from crdtchain.errors import PeerError, StoreError, UsageError
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import SignedOp
 from crdtchain.replica import Replica
 from crdtchain.scalars import Author, OpId
 from crdtchain.scopes import ScopeIndex, Selector, encode_selector, make_selector
-from node.partial import NOTE, Partial, load_selector
+from node.config import Settings
+from node.partial import NOTE, Partial, choose_selector, load_selector
 from tests.builders import World
 
 
@@ -124,6 +126,31 @@ async def test_what_is_kept_is_noted(world: World) -> None:
     await store.set_meta(NOTE, b"\x00")
     with pytest.raises(StoreError, match="damaged"):
         await load_selector(store)
+
+
+def test_settings_add_to_what_is_noted(world: World) -> None:
+    own, job = world.key("erin"), jobs_of(world)[0]
+    noted = make_selector(tags=["even"], accounts=[own])
+    assert choose_selector(Settings(), own, Selector()) == Selector()
+    assert choose_selector(Settings(), own, noted) == noted
+    settings = Settings(jobs=(format_cid(job),), job_tags=("odd",), own_jobs=True)
+    assert choose_selector(settings, own, noted) == make_selector([job], ["even", "odd"], [own], [own])
+    for bad in (
+        Settings(jobs=("bafy",)),
+        Settings(jobs=(format_cid(compute_blob_id(b"")),)),
+        Settings(job_tags=("",)),
+        Settings(own_jobs=True, witness=True),
+    ):
+        with pytest.raises(UsageError):
+            choose_selector(bad, own, Selector())
+    with pytest.raises(UsageError, match="a witness keeps everything"):
+        choose_selector(Settings(witness=True), own, noted)
+
+
+def test_everything_is_kept_again_when_wanted(world: World) -> None:
+    _, partial = make_partial(world, make_selector(tags=["even"]))
+    assert partial.widen_to_all() and not partial.widen_to_all()
+    assert partial.scope == b"" and partial.admit(world.log) == world.log
 
 
 def test_peers_ask_for_few_new_scopes(world: World) -> None:

@@ -16,6 +16,7 @@ from crdtchain.codec import compute_op_id, format_cid
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import SignedOp, Transfer
 from crdtchain.scalars import OpId
+from crdtchain.scopes import ScopeIndex, make_selector
 from node.cli.main import main
 from node.datadir import GENESIS_FILE, create_data
 from tests.builders import World
@@ -110,6 +111,19 @@ def test_who_is_only_behind_gets_what_it_lacks_and_no_more(folders: Folders) -> 
     assert folders.ask("carol", "import", folders.path / "x.car")["added"] == AHEAD
 
 
+def test_a_partial_replica_is_given_what_it_keeps(folders: Folders) -> None:
+    folders.fill("carol", folders.common[:1])
+    status = json.loads(folders.write_status("carol").read_text())
+    job = folders.world.ledger.dag.ids[folders.world.ledger.jobs.jobs[0]]
+    scope = {"jobs": [format_cid(job)], "tags": [], "authors": [], "accounts": []}
+    (folders.path / "partial.json").write_text(json.dumps(status | {"scope": scope}))
+    file = folders.path / "x.car"
+    done = folders.ask("alice", "export", file, "--for", folders.path / "partial.json")
+    kept = len(ScopeIndex(folders.world.ledger, make_selector([job])).members)
+    assert done["ops"] == kept - 1 < len(folders.common)
+    assert folders.ask("carol", "import", file)["added"] == kept - 1
+
+
 def test_ops_whose_links_are_missing_wait_and_people_learn_what_to_do(folders: Folders) -> None:
     folders.fill("carol", folders.common[:50])
     file = folders.path / "x.car"
@@ -132,7 +146,7 @@ def status_of(folders: Folders, **changes: Any) -> dict[str, Any]:
 def test_junk_in_the_place_of_a_status_is_refused_in_a_sentence(folders: Folders) -> None:
     values = status_of(folders)
     without = {name: value for name, value in values.items() if name != "heads"}
-    op = values["heads"][0]
+    op, empty = values["heads"][0], {"jobs": [], "tags": [], "authors": [], "accounts": []}
     raw = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
     for content, text in (
         (b"", "not what `crdtchain status --json` prints"),
@@ -143,9 +157,13 @@ def test_junk_in_the_place_of_a_status_is_refused_in_a_sentence(folders: Folders
         (json.dumps({"network": 1, "heads": []}).encode(), "Expected `str`, got `int` - at `$.network`"),
         (json.dumps(values | {"heads": {}}).encode(), "at `$.heads`"),
         (json.dumps(values | {"heads": []}).encode(), "names no heads"),
-        (json.dumps(values | {"heads": ["bafy"]}).encode(), "names a head that is no id"),
-        (json.dumps(values | {"heads": [raw]}).encode(), "names a head that is no id of an op"),
+        (json.dumps(values | {"heads": ["bafy"]}).encode(), "names what is no id"),
+        (json.dumps(values | {"heads": [raw]}).encode(), "names what is no id of an op"),
         (json.dumps(values | {"network": op}).encode(), "the status of another network"),
+        (json.dumps(values | {"scope": {"jobs": []}}).encode(), "missing required field `tags` - at `$.scope`"),
+        (json.dumps(values | {"scope": empty | {"jobs": ["x"]}}).encode(), "names a scope that is none"),
+        (json.dumps(values | {"scope": empty | {"authors": ["x"]}}).encode(), "names a scope that is none"),
+        (json.dumps(values | {"scope": empty | {"tags": [""]}}).encode(), "names a scope that is none"),
         (b" " * (16 * 2**20 + 1), "more than 16 MiB"),
     ):
         path = folders.path / "bad.json"
