@@ -48,7 +48,8 @@ SLEPT_S: Final = 15.0
 """After a gap this long the other side has given up a connection."""
 STEADY_S: Final = 5.0
 """A connection that held for so long is redialled without a pause that grows."""
-OWN_PAUSE_MS: Final = 3_600_000
+OWN_PAUSE_MS: Final = 60_000
+"""After it a configured address that led to this node itself may lead elsewhere."""
 
 log = logging.getLogger(__name__)
 
@@ -230,10 +231,14 @@ class Dialer:
         return [row for row in self.book.due() if row.url not in self._calls and not self._has_node(row, nodes)]
 
     def _has_node(self, row: AddressRow, nodes: Set[Author | None]) -> bool:
-        if row.node is not None and self._is_connected(row.node):
+        if row.node is None:
+            return False
+        if row.node == self._own:
+            return row.source != Source.CONFIGURED
+        if self._is_connected(row.node):
             self.failures.pop(row.url, None)
             return True
-        return row.node is not None and row.node in nodes
+        return row.node in nodes
 
     def _count_trying(self) -> int:
         return sum(call.key is None and not call.is_configured for call in self._calls.values())
@@ -256,7 +261,11 @@ class Dialer:
                             max_msg_size=limits.FRAME_BYTES_MAX + 1,
                             heartbeat=limits.PING_S,
                         )
-                    reason = explain_end(await self._talk(call.socket, url, is_configured=call.is_configured))
+                    try:
+                        reason = explain_end(await self._talk(call.socket, url, is_configured=call.is_configured))
+                    finally:
+                        if not call.socket.closed:
+                            await end_socket(call.socket)
             except (OSError, ValueError, aiohttp.ClientError, TimeoutError, PeerError) as error:
                 reason = explain(error, url)
         finally:
