@@ -97,7 +97,7 @@ class Entry:
         Raises:
             RefusedError: this node broke rules lately.
         """
-        if node is not None:
+        if node is not None and self.direction != "configured":
             self._gate.check_node(node)
         self.is_greeted, self.node = True, node
 

@@ -87,7 +87,7 @@ def test_who_breaks_rules_is_kept_out_by_address_and_by_key_and_only_for_a_while
     assert refusal(gate, "203.0.113.1") == "penalty"
     with gate.enter("203.0.113.2") as entry, pytest.raises(RefusedError):
         entry.greet(node)
-    gate.enter("203.0.113.1", "configured")
+    gate.enter("203.0.113.1", "configured").greet(node)
     assert counters.get(PENALTIES, "address") == counters.get(PENALTIES, "node") == 2
     times.s += 3_600
     gate.enter("203.0.113.1").greet(node)
