@@ -12,8 +12,8 @@ chain alone in sight. Both sides keep what the other lacks in one of these shape
     scattered    ops that nobody has linked to, from anywhere in the history, are on one side only
     fresh        one side has the first op only
 
-Counted are the frames that negotiate, of both sides, with a probe of each at the start; not those that carry ops, nor
-hello and proof.
+Counted are the frames that negotiate, of both sides, with a probe of each at the start; not hello and proof, nor what
+only moves ops (five bytes a page).
 Automerge gets the same history as changes without content, encoded here by its published binary format, and starts
 without memory of an earlier sync, as after a restart; of its messages the changes are not counted. Only up to 20,000
 ops: loading a document takes time with the square of its changes (1.0.0rc1: 9 s for 20,000 by 100 authors).
@@ -37,7 +37,7 @@ from bench.figures import Figure, benchmark
 from crdtchain import limits
 from crdtchain.codec import compute_op_id
 from crdtchain.scalars import OpId
-from crdtchain.sync.messages import Get, Head, More, Probe, Tree, TreeReply, encode_frame
+from crdtchain.sync.messages import Get, Head, Probe, Tree, TreeReply, encode_frame
 from crdtchain.sync.pull import Pull
 from crdtchain.sync.reconcile import Selection, answer
 from crdtchain.sync.regions import decode_items
@@ -239,8 +239,6 @@ def pull_once(asker: _Side, answerer: _Side) -> None:
                 with answerer.working():
                     page = selection.take(limits.BATCH_OPS_MAX)
                 asker.add(page)
-                if not selection.is_done:
-                    asker.send(More(head.request))
             with asker.working():
                 asker.pull.trip.ops = asker.ops
                 head = asker.pull.end_request()
