@@ -116,8 +116,10 @@ def make_selector(
         if len(items) > count_max:
             raise UsageError(f"a scope names at most {count_max} {name}; these are {len(items)}")
     for tag in selector.tags:
-        if not 1 <= len(tag.encode("utf-8", "replace")) <= limits.TAG_BYTES_MAX:
-            raise UsageError(f"a tag has 1 to {limits.TAG_BYTES_MAX} bytes, not so {tag[:60]!r}")
+        # "surrogatepass": half of a surrogate pair has bytes too, and is no text.
+        data = tag.encode("utf-8", "surrogatepass")
+        if not 1 <= len(data) <= limits.TAG_BYTES_MAX or data != tag.encode("utf-8", "replace"):
+            raise UsageError(f"a tag is a text of 1 to {limits.TAG_BYTES_MAX} bytes, not so {tag[:60]!r}")
     return selector
 
 
@@ -258,7 +260,7 @@ class ScopeIndex:
         is_about_job = self._is_about_job(number, kind)
         if (is_about_job and kind is Kind.JOB) or (is_of_account and kind in VALUE_KINDS):
             self._matters.append(number)
-        # A chain has to be followed also where its op is kept for another reason.
+        # A chain is followed also where its op is kept for another reason: else it would have to be found again.
         is_kept = dag.is_witness_op(number) and self._follow(number)
         return is_about_job or is_of_account or is_kept
 

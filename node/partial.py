@@ -93,9 +93,9 @@ class Partial:
         self._set(selector.join(make_selector(accounts=[own])) if selector else selector)
 
     def _set(self, selector: Selector) -> None:
-        self.selector = selector
         self.scope = encode_selector(selector)
         """What peers are told."""
+        self.selector = selector
         self.index = ScopeIndex(self._ledger, selector) if selector else None
         self._scopes = Scopes(self._ledger, self.index)
 
