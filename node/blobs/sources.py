@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -105,10 +106,13 @@ class Port:
             raise UnreachableError(str(error) or type(error).__name__) from None
 
 
-def open_http() -> aiohttp.ClientSession:
-    """Open a session for ports; what is silent is given up."""
+def open_http(tls_context: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
+    """Open a session for ports; what is silent is given up. `tls_context` checks their certificates; None: usual."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
-    return aiohttp.ClientSession(timeout=timeout, auto_decompress=False, read_bufsize=limits.BLOB_PIECE_BYTES)
+    connector = aiohttp.TCPConnector(ssl=True if tls_context is None else tls_context)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=limits.BLOB_PIECE_BYTES
+    )
 
 
 async def _read_at_most(response: aiohttp.ClientResponse, size_max: int) -> bytes:

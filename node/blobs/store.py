@@ -11,6 +11,7 @@ Source: protocol section 2, "Links".
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,6 +60,8 @@ class Blobs(Shelf):
         """Returns the connections over which blobs can be asked for."""
         self.find_port: Callable[[BlobPeer], URL | None] = self._find_own_port
         """Returns the address of a connected peer's own port."""
+        self.tls_context: ssl.SSLContext | None = None
+        """Checks the certificates of ports; None: as this machine does."""
         self.on_progress: Callable[[BlobProgress], None] = lambda _: None
         """Called a few times a second while a blob is fetched."""
         self._askers: dict[BlobId, set[str]] = {}
@@ -165,7 +168,7 @@ class Blobs(Shelf):
         state = "failed"
         try:
             await self._reserve(blob, 0, limit)
-            async with open_http() as http:
+            async with open_http(self.tls_context) as http:
                 small = await self._fetch_small(http, blob, hops, faults)
                 if codec.is_raw_blob_id(blob):
                     _check_size(len(small), size_max)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 from crdtchain.errors import NoPeerError, PeerError, StoreFullError, UsageError
 from crdtchain.scalars import BlobId
@@ -318,3 +319,35 @@ async def test_who_waits_for_a_fetch_that_is_ended_gets_an_error(
             await waiting
         assert blobs.used_bytes == 0 and blobs.list_progress() == []
     assert list_names(tmp_path / "node") == set()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_port_that_does_not_answer_is_left_for_the_connection(
+    tmp_path: Path, data: bytes, made: tuple[BlobId, list[PortOf]], scheme: str
+) -> None:
+    # Nobody listens at the first port; the second speaks no TLS.
+    blob, ports = made
+    async with open_ports(ports[0]) as urls, open_blobs(tmp_path / "node") as blobs:
+        url = URL("http://127.0.0.1:9") if scheme == "http" else urls[0].with_scheme("https")
+        line = Line("one", data, ports[0].block)
+        line.address = str(url)
+        blobs.find_sources = lambda: [url]
+        blobs.find_links = lambda: [line]
+        assert await fetch(blobs, blob) == data
+    assert line.asked and not line.dropped and not ports[0].asked
+
+
+@pytest.mark.asyncio
+async def test_what_is_wanted_here_has_more_room_than_what_was_begun_for_others(
+    tmp_path: Path, data: bytes, made: tuple[BlobId, list[PortOf]]
+) -> None:
+    blob, ports = made
+    async with open_ports(ports[0]) as urls, open_blobs(tmp_path / "node", quota_mib=9) as blobs:
+        blobs.find_sources = lambda: urls
+        await blobs.put_bytes(bytes(CHUNK // 2))
+        others = asyncio.create_task(blobs.ensure(blob, for_others=True))
+        await asyncio.sleep(0)
+        assert await fetch(blobs, blob) == data
+        with pytest.raises(StoreFullError):
+            await others
