@@ -247,6 +247,7 @@ def test_a_selector_stays_within_its_bounds() -> None:
         {"accounts": keys},
         {"tags": [""]},
         {"tags": ["x" * 51]},
+        {"tags": ["\ud800"]},
     ):
         with pytest.raises(UsageError):
             make_selector(**bad)  # type: ignore[arg-type]
