@@ -232,10 +232,13 @@ class Node:
 
     async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:
         """Return stored blocks; those of ops that were just added may have to be waited for."""
-        blocks = await self.store.get_blocks(ids)
+        # Numbers of ops here and positions in the store are the same.
+        numbers = [number for number in map(self.runtime.ledger.dag.find, ids) if number is not None]
+        positions = numbers if len(numbers) == len(ids) else ()
+        blocks = await self.store.get_blocks(ids, positions)
         while None in blocks:
             await asyncio.sleep(0.02)
-            blocks = await self.store.get_blocks(ids)
+            blocks = await self.store.get_blocks(ids, positions)
         return [block for block in blocks if block is not None]
 
     async def read_piece(self, get: BlobGet, link: Link) -> tuple[int, bytes] | bool:

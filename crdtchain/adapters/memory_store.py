@@ -65,7 +65,7 @@ class MemoryStore:
         self._seqs.append(op.seq)
         self._links.append(sorted(self._positions[link] for link in links))
 
-    async def get_blocks(self, ids: Sequence[OpId]) -> list[bytes | None]:
+    async def get_blocks(self, ids: Sequence[OpId], positions: Sequence[int] = ()) -> list[bytes | None]:
         """Return the block of each id, or None."""
         self._validate_open()
         positions = [self._positions.get(op) for op in ids]

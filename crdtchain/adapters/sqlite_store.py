@@ -255,13 +255,13 @@ class SqliteStore:
             position = None if row is None else int(row[0])
         return position
 
-    async def get_blocks(self, ids: Sequence[OpId]) -> list[bytes | None]:
-        """Return the block of each id, or None."""
-        wanted = list(ids)
-        return await self._call(lambda connection: [self._block(connection, op) for op in wanted])
+    async def get_blocks(self, ids: Sequence[OpId], positions: Sequence[int] = ()) -> list[bytes | None]:
+        """Return the block of each id, or None; see `Store.get_blocks`."""
+        wanted = list(zip(ids, positions, strict=True)) if positions else [(op, -1) for op in ids]
+        return await self._call(lambda connection: [self._block(connection, *pair) for pair in wanted])
 
-    def _block(self, connection: sqlite3.Connection, op: OpId) -> bytes | None:
-        position = self._find(connection, op)
+    def _block(self, connection: sqlite3.Connection, op: OpId, known: int = -1) -> bytes | None:
+        position = self._find(connection, op) if known < 0 else known if known < self._count else None
         if position is None:
             return None
         row = connection.execute("SELECT block FROM ops WHERE position = ?", (position,)).fetchone()

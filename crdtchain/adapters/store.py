@@ -101,8 +101,8 @@ class Store(Protocol):
         in `ops`.
         """
 
-    async def get_blocks(self, ids: Sequence[OpId]) -> list[bytes | None]:
-        """Return the block of each id, or None for one that is not here."""
+    async def get_blocks(self, ids: Sequence[OpId], positions: Sequence[int] = ()) -> list[bytes | None]:
+        """Return the block of each id, or None for one that is not here; who knows their positions saves looking."""
 
     async def count(self) -> int:
         """Return the number of ops: one more than the last position."""
