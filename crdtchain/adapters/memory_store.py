@@ -68,8 +68,8 @@ class MemoryStore:
     async def get_blocks(self, ids: Sequence[OpId], positions: Sequence[int] = ()) -> list[bytes | None]:
         """Return the block of each id, or None."""
         self._validate_open()
-        positions = [self._positions.get(op) for op in ids]
-        return [None if position is None else self._blocks[position] for position in positions]
+        found = [self._positions.get(op) for op in ids]
+        return [None if position is None else self._blocks[position] for position in found]
 
     async def count(self) -> int:
         """Return the number of ops."""
