@@ -243,10 +243,12 @@ class NodeClient:
 
     # -- events --
 
-    async def events(self) -> AsyncIterator[Json]:
-        """Yield what happens at the node from now on, until the connection ends."""
+    async def events(self, on_open: Callable[[], None] | None = None) -> AsyncIterator[Json]:
+        """Yield what happens at the node from now on, until the connection ends; `on_open`: now is now."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         async with self._request("GET", "events", timeout=timeout) as response:
+            if on_open is not None:
+                on_open()
             async for line in response.content:
                 if line.startswith(b"data: "):
                     yield dict(json.loads(line[6:]))

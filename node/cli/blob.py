@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,8 @@ from node.client import NodeClient
 
 BAR_BYTES: Final = limits.CHUNK_BYTES
 """Smaller files come and go without a bar."""
+LAST_S: Final = 1.0
+"""So long the last word on a fetch may come after the file."""
 
 CidArgument = Annotated[str, typer.Argument(metavar="CID", help="The blob's full id, or the beginning of one here.")]
 
@@ -43,6 +44,11 @@ class Bar:
         self._progress = progress
         self._task: TaskID | None = None
         self._done = 0
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there was something to wait for."""
+        return self._task is not None
 
     def show(self, what: str, done: int, total: int) -> None:
         """Show how far it is; small files are not shown."""
@@ -72,23 +78,36 @@ def open_bar(shell: Shell) -> Iterator[Bar]:
         yield Bar(progress)
 
 
-async def watch_fetch(client: NodeClient, cid: str, bar: Bar) -> None:
-    """Show how far the node's fetch of a blob is, until cancelled."""
-    with contextlib.suppress(NoPeerError):
-        async for event in client.events():
-            if event["type"] == "blob_progress" and event["blob"] == cid and event["total"]:
-                sources = event["sources"]
-                what = f"from {sources} peer{'s' if sources > 1 else ''}" if sources else "from peers"
-                bar.show(what, event["done"], event["total"])
+async def watch_fetch(client: NodeClient, cid: str, bar: Bar, is_open: asyncio.Event) -> None:
+    """Show how far the node's fetch of a blob is, until it ends."""
+    try:
+        async for event in client.events(is_open.set):
+            if event["type"] != "blob_progress" or event["blob"] != cid:
+                continue
+            sources = event["sources"]
+            what = f"from {sources} peer{'s' if sources > 1 else ''}" if sources else "from peers"
+            bar.show(what, event["done"], event["total"])
+            if event["state"] != "fetching":
+                return
+    except NoPeerError:
+        return
+    finally:
+        is_open.set()
 
 
 async def fetch(shell: Shell, cid: str, output: Path) -> int:
     """Write a blob to a file, with a bar; returns its size."""
     async with connect(shell) as client:
         with open_bar(shell) as bar:
-            watching = asyncio.create_task(watch_fetch(client, cid, bar))
+            is_open = asyncio.Event()
+            watching = asyncio.create_task(watch_fetch(client, cid, bar, is_open))
             try:
-                return await client.get_blob(cid, output)
+                # What is told before somebody listens is lost.
+                await is_open.wait()
+                size = await client.get_blob(cid, output)
+                if bar.is_shown:
+                    await asyncio.wait({watching}, timeout=LAST_S)
+                return size
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)

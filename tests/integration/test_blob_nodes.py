@@ -77,16 +77,38 @@ async def test_three_nodes_send_one_blob_and_the_fourth_tells_how_far_it_is(tmp_
             async with node.client() as client:
                 cid = await client.put_blob(data)
         async with made[3].client() as client, watch(client) as events:
-            assert await client.get_blob(cid, tmp_path / "got") == len(data)
 
-            async def is_told() -> bool:
-                return bool(events) and events[-1]["state"] == "done"
+            async def is_from_all() -> bool:
+                # A node that gets no time from the machine may be overtaken by the others.
+                assert await client.get_blob(cid, tmp_path / "got") == len(data)
+                await client.remove_blob(cid)
+                return events[-1]["sources"] == 3
 
-            await wait_until(is_told, "the end is told")
+            await wait_until(is_from_all, "all three send a part")
             assert {event["blob"] for event in events} == {cid}
-            assert max(event["sources"] for event in events) == 3
-            assert (events[-1]["done"], events[-1]["total"]) == (len(data), len(data))
+            assert (events[-1]["state"], events[-1]["done"], events[-1]["total"]) == ("done", len(data), len(data))
         assert (tmp_path / "got").read_bytes() == data
+
+
+def signal_node(node: NodeProcess, number: signal.Signals) -> None:
+    assert node.process is not None
+    node.process.send_signal(number)
+
+
+async def stop_within(client: NodeClient, cid: str, part: Path, source: NodeProcess, target: Path) -> asyncio.Task[int]:
+    """Begin to get a blob, and stop its only source when some of it has come."""
+    while True:
+        getting = asyncio.create_task(client.get_blob(cid, target))
+        while not getting.done() and not (part.exists() and part.stat().st_blocks * 512 > 4 * MIB):
+            await asyncio.sleep(0.002)
+        signal_node(source, signal.SIGSTOP)
+        await asyncio.sleep(0.2)
+        if part.exists():
+            return getting
+        # All of it was here already: the machine gave this test no time meanwhile.
+        signal_node(source, signal.SIGCONT)
+        await getting
+        await client.remove_blob(cid)
 
 
 @pytest.mark.asyncio
@@ -98,20 +120,12 @@ async def test_a_killed_node_goes_on_where_it_was(tmp_path: Path) -> None:
             cid = await client.put_blob(data)
         part = made[1].folder / "blobs" / f"{cid}.part"
         async with made[1].client() as client:
-            getting = asyncio.create_task(client.get_blob(cid, tmp_path / "got"))
-
-            async def is_begun() -> bool:
-                return part.exists() and part.stat().st_blocks * 512 > 4 * MIB
-
-            while not await is_begun():
-                await asyncio.sleep(0.002)
-            assert made[0].process is not None
-            made[0].process.send_signal(signal.SIGSTOP)
+            getting = await stop_within(client, cid, part, made[0], tmp_path / "got")
             made[1].kill()
             await asyncio.gather(getting, return_exceptions=True)
         assert part.exists()
         had = part.stat().st_blocks * 512
-        made[0].process.send_signal(signal.SIGCONT)
+        signal_node(made[0], signal.SIGCONT)
         await made[1].start(made[0].peer)
         async with made[1].client() as client:
             (row,) = (await client.blobs())["blobs"]
