@@ -27,13 +27,13 @@ from typing import Any, Final
 
 import psutil
 
-from bench import core, reconcile, storing, syncing
+from bench import core, network, reconcile, storing, syncing
 from bench.figures import BENCHMARKS, write_history
 
 ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = ROOT / "bench" / "results"
 REPORT: Final = ROOT / "bench" / "RESULTS.md"
-MODULES: Final = (core, storing, syncing, reconcile)
+MODULES: Final = (core, storing, syncing, reconcile, network)
 """Importing them is what registers their benchmarks."""
 PACKAGES: Final = ("pynacl", "cbor2", "msgspec", "aiohttp", "aiosqlite", "numpy")
 
