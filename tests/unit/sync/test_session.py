@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -10,354 +10,455 @@ from hypothesis import strategies as st
 
 from crdtchain import limits
 from crdtchain.errors import PeerError
-from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Profile, SignedOp
-from crdtchain.scalars import BlobId, OpId
-from crdtchain.shapes import decode_op
+from crdtchain.sync.live import CREDIT_STEP, LIVE_CREDIT, Urgency
 from crdtchain.sync.messages import (
-    PROTOCOL_VERSION,
+    PREFIX_BYTES,
+    Addresses,
+    Announce,
     Blob,
-    BlobGet,
     BlobNone,
+    Credit,
     Get,
-    Heads,
-    Hello,
+    Graft,
     More,
     Ops,
+    Probe,
+    Tree,
+    TreeReply,
     decode_frame,
-    encode_frame,
-    encode_ops,
 )
-from crdtchain.sync.session import (
-    PAGES_IN_FLIGHT,
-    BlobAsked,
-    BlobCame,
-    Found,
-    Output,
-    Read,
-    Ready,
-    SendFrame,
-    Session,
-    Take,
-)
+from crdtchain.sync.outputs import SendFrame, Take, Told
+from crdtchain.sync.regions import Except, LeafView, Only, Part, Whole, encode_items
+from crdtchain.sync.session import PAGES_IN_FLIGHT
 from tests.builders import World, bulk_history, bulk_world
+from tests.sync_pair import End, LedgerShelf, TableShelf, connect, make_hello, settle, talk
+
+SALT = bytes(16)
+ALL = encode_items([Except("", ())])
 
 
-def make_hello(network: bytes, number: int = 1, version: int = PROTOCOL_VERSION) -> Hello:
-    return Hello(version, network, bytes([number]) * 32, bytes([number]) * 16, b"", 0, "")
+def pair(
+    one: Sequence[SignedOp], other: Sequence[SignedOp], names: tuple[str, str] = ("dialler", "listener")
+) -> tuple[End, End]:
+    """Return the ends of a new connection between replicas with these histories."""
+    return connect(LedgerShelf(one), LedgerShelf(other), one[0].op.id, names)
 
 
-class Side:
-    """A session with a ledger and blocks in memory; the test carries frames."""
-
-    def __init__(self, history: list[SignedOp], number: int) -> None:
-        self.blocks = {signed.op.id: signed.block for signed in history}
-        self.ledger = Ledger(history[0].op)
-        for signed in history[1:]:
-            self.ledger.add(signed.op)
-        self.session = Session(self.ledger.dag, make_hello(bytes(history[0].op.id), number))
-        self.out: deque[bytes] = deque()
-        self.takes: list[Take] = []
-        self.stores_at_once = True
-
-    def perform(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case SendFrame():
-                    self.out.append(output.frame)
-                case Read():
-                    self.perform(self.session.supply(output.request, [self.blocks[op] for op in output.ids]))
-                case Found():
-                    if not self.session.is_fetching:
-                        self.perform(self.session.fetch(output.ids))
-                case Take():
-                    self.takes.append(output)
-                    if self.stores_at_once:
-                        self.store(output)
-                case Ready():
-                    assert self.session.peer is output.hello
-
-    def store(self, take: Take) -> None:
-        for block in take.blocks:
-            signed = decode_op(block)
-            self.ledger.add(signed.op)
-            self.blocks[signed.op.id] = block
-        self.perform(self.session.stored(take.request))
+def kinds(end: End) -> list[str]:
+    """Return the names of what an end says, undelivered."""
+    return [type(head).__name__ for head, _ in end.said()]
 
 
-def talk(*sides: Side) -> int:
-    """Carry frames until nobody has anything to say; returns how many ops were carried."""
-    first, second = sides
-    carried = 0
-    while first.out or second.out:
-        for source, target in ((first, second), (second, first)):
-            if source.out:
-                frame = source.out.popleft()
-                carried += len(decode_frame(frame)[1])
-                target.perform(target.session.receive(frame))
-    return carried
+def spread(world: World, number: int, name: str = "person00") -> list[SignedOp]:
+    """Return new ops of a name, which nobody has."""
+    ops, before = [], world.tip(name)
+    for place in range(number):
+        before = world.sign(name, Profile(name=name, about=str(place)), parents=(), prev=before)
+        ops.append(before)
+    return ops
 
 
-def start(*sides: Side) -> None:
-    for side in sides:
-        side.perform(side.session.start())
+def say_new(end: End, signed: SignedOp, urgency: Urgency = Urgency.AS_WANTED) -> None:
+    """Give an op to an end's replica, which passes it on."""
+    end.shelf.put(signed.block)
+    end.act(end.session.push([(signed.op.id, signed.block)], urgency))
+
+
+# -- two honest sides --
+
+
+def test_equal_sides_say_hello_and_nothing_else() -> None:
+    history = bulk_history(jobs=1, authors=3)
+    ends = pair(history, history)
+    assert [len(end.out) for end in ends] == [1, 1]
+    assert talk(*ends) == 4
+    for end in ends:
+        assert end.session.is_ready and end.session.is_in_step and not end.trips
+        assert end.session.traffic.negotiated_bytes == 0
+        end.act(end.session.probe())
+        assert not end.out
 
 
 def test_a_newcomer_gets_everything_once_parents_first() -> None:
     history = bulk_history(jobs=4, authors=5)
-    full, fresh = Side(history, 1), Side(history[:1], 2)
-    start(full, fresh)
-    assert talk(full, fresh) == len(history) - 1
-    assert fresh.ledger.state_digest() == full.ledger.state_digest()
-    assert max(len(take.blocks) for take in fresh.takes) <= limits.BATCH_OPS_MAX
-    assert [take.last for take in fresh.takes] == [False] * (len(fresh.takes) - 1) + [True]
+    full, fresh = pair(history, history[:1])
+    talk(full, fresh)
+    assert fresh.got == len(history) - 1 and not fresh.copies
+    assert fresh.root == full.root and fresh.session.is_in_step
+    takes = [output for output in fresh.outputs if isinstance(output, Take)]
+    assert max(len(take.blocks) for take in takes) <= limits.BATCH_OPS_MAX
+    assert [take.last for take in takes] == [False] * (len(takes) - 1) + [True]
+    assert fresh.trips[0].exchanges == 2 and fresh.trips[0].ops == fresh.got
+    assert fresh.session.traffic.negotiated_bytes < 600
 
 
-@given(st.data())
-def test_two_sides_that_both_lack_something_come_to_hold_the_same(data: st.DataObject) -> None:
-    world = _WORLD
-    size = len(world.log)
-    sides = []
-    for number in (1, 2):
-        tops = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=3))
-        past = sorted({0, *world.ledger.dag.iterate_past(tops)})
-        sides.append(Side([world.log[op] for op in past], number))
-    lacking = sum(len(set(other.blocks) - set(side.blocks)) for side, other in (sides, sides[::-1]))
-    start(*sides)
-    assert talk(*sides) >= lacking
-    assert sides[0].ledger.heads_digest() == sides[1].ledger.heads_digest()
+def test_one_that_lacks_the_newest_gets_just_them() -> None:
+    history = bulk_history(jobs=4, authors=5)
+    for ends in (pair(history, history[:-30]), pair(history[:-30], history)):
+        talk(*ends)
+        assert sorted(end.got for end in ends) == [0, 30]
+        assert ends[0].root == ends[1].root
+        assert max(end.session.traffic.negotiated_bytes for end in ends) < 2_500
+
+
+def test_two_that_went_apart_get_what_each_lacks() -> None:
+    world = bulk_world(jobs=2, authors=4, seed="apart")
+    mine, theirs = spread(world, 7, "person00"), spread(world, 5, "person01")
+    ends = pair([*world.log, *mine], [*world.log, *theirs])
+    settle(*ends)
+    assert [end.got for end in ends] == [5, 7]
+    assert not ends[0].copies and not ends[1].copies
 
 
 _WORLD = bulk_world(jobs=1, authors=4)
 
 
-def test_what_both_have_is_found_below_heads_that_only_one_has() -> None:
-    world = bulk_world(jobs=4, authors=4, seed="apart")
-    size = len(world.log)
-    mine, theirs = Side(list(world.log), 1), Side(list(world.log), 2)
-    for side, name in ((mine, "person00"), (theirs, "person01")):
-        before = world.tip(name)
-        for number in range(5):
-            before = world.sign(name, Profile(name=name, about=str(number)), prev=before)
-            side.ledger.add(before.op)
-            side.blocks[before.op.id] = before.block
-    start(mine, theirs)
-    assert 10 <= talk(mine, theirs) < 40 < size
-    assert mine.ledger.heads_digest() == theirs.ledger.heads_digest()
+@given(st.data())
+def test_any_two_histories_of_one_network_become_one(data: st.DataObject) -> None:
+    size, sides = len(_WORLD.log), []
+    for _ in range(2):
+        tops = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=3))
+        past = sorted({0, *_WORLD.ledger.dag.iterate_past(tops)})
+        sides.append([_WORLD.log[op] for op in past])
+    ends = pair(sides[0], sides[1])
+    settle(*ends)
+    ids = [{signed.op.id for signed in side} for side in sides]
+    assert [end.got for end in ends] == [len(ids[1] - ids[0]), len(ids[0] - ids[1])]
+    assert not ends[0].copies and not ends[1].copies
 
 
-def test_equal_sides_send_two_frames_and_no_ops() -> None:
+def test_only_the_side_with_fewer_ops_asks_first_and_the_other_at_the_second_sign() -> None:
     history = bulk_history(jobs=1, authors=3)
-    sides = Side(history, 1), Side(history, 2)
-    start(*sides)
-    assert [len(side.out) for side in sides] == [1, 1]
-    assert talk(*sides) == 0
+    full, fresh = pair(history, history[:-9])
+    for end in (full, fresh):
+        end.pulls = False
+    talk(full, fresh)
+    assert [end.is_found for end in (full, fresh)] == [False, True]
+    full.hear(Probe(bytes(32), 3))
+    assert full.is_found
+
+
+def test_a_root_that_was_ours_a_moment_ago_is_no_reason_to_ask() -> None:
+    history = bulk_history(jobs=1, authors=3)
+    shelf, new = LedgerShelf(history[:-1]), history[-1]
+    ends = connect(shelf, LedgerShelf(history[:-1]), history[0].op.id)
+    talk(*ends)
+    shelf.put(new.block)
+    ends[0].hear(Probe(ends[1].root, len(history) - 1))
+    ends[0].hear(Probe(ends[1].root, len(history) - 1))
+    assert not ends[0].is_found and ends[0].session.is_in_step
+
+
+# -- paging --
 
 
 def test_three_pages_are_in_flight_and_another_only_after_one_is_stored() -> None:
     history = bulk_history(jobs=6, authors=6)
-    full, fresh = Side(history, 1), Side(history[:1], 2)
-    fresh.stores_at_once = False
-    start(full, fresh)
+    full, fresh = pair(history, history[:1])
+    fresh.stores = False
     talk(full, fresh)
-    assert len(fresh.takes) == PAGES_IN_FLIGHT == 3
-    fresh.store(fresh.takes[0])
-    talk(full, fresh)
-    assert len(fresh.takes) == PAGES_IN_FLIGHT + 1
+    assert len(fresh.takes) == PAGES_IN_FLIGHT == 3 and full.session.is_serving
+    for _ in range(3):
+        fresh.store()
+        talk(full, fresh)
+        assert len(fresh.takes) == PAGES_IN_FLIGHT
+    fresh.stores = True
+    while fresh.takes:
+        fresh.store()
+        talk(full, fresh)
+    assert fresh.root == full.root and not full.session.is_serving
 
 
-def test_new_ops_are_pushed_to_who_does_not_have_them() -> None:
+def test_a_page_waits_for_the_blocks_and_large_blocks_make_small_pages() -> None:
+    full = TableShelf([f"{place:010x}{place:064x}" for place in range(30)], padding=60_000)
+    ends = connect(full, TableShelf([f"{0:074x}"], padding=60_000))
+    ends[0].reads_at_once = False
+    talk(*ends)
+    assert len(ends[0].reads) == 1 and not ends[1].takes
+    ends[0].reads_at_once = True
+    ends[0].read()
+    talk(*ends)
+    takes = [output for output in ends[1].outputs if isinstance(output, Take)]
+    assert [len(take.blocks) for take in takes] == [4] * 7 + [1]
+    assert all(sum(map(len, take.blocks)) <= 2**18 for take in takes)
+
+
+def met(history: Sequence[SignedOp] | None = None) -> End:
+    """Return an end whose peer, played by the test, has proved its key."""
     world = World()
-    sides = Side(list(world.log), 1), Side(list(world.log), 2)
-    start(*sides)
-    talk(*sides)
-    signed = world.find(world.transfer("alice", "bob", 1))
-    sides[0].ledger.add(signed.op)
-    sides[0].perform(sides[0].session.push([(signed.op.id, signed.block)]))
-    assert talk(*sides) == 1
-    assert signed.op.id in sides[1].ledger
-    sides[0].perform(sides[0].session.push([(signed.op.id, signed.block)]))
-    assert talk(*sides) == 0
+    ops = list(world.log) if history is None else history
+    ends = connect(LedgerShelf(ops), LedgerShelf(ops), ops[0].op.id)
+    talk(*ends)
+    ends[0].outputs.clear()
+    return ends[0]
 
 
-def test_what_is_new_while_a_peer_catches_up_is_found_by_the_heads_afterwards() -> None:
-    world = bulk_world(jobs=6, authors=6)
-    full, fresh = Side(list(world.log), 1), Side(world.log[:1], 2)
-    fresh.stores_at_once = False
-    start(full, fresh)
-    talk(full, fresh)
-    signed = world.find(world.transfer("person00", "person01", 1))
-    full.ledger.add(signed.op)
-    full.blocks[signed.op.id] = signed.block
-    full.perform(full.session.push([(signed.op.id, signed.block)]))
-    assert not full.out
-    fresh.stores_at_once = True
-    for take in fresh.takes[:PAGES_IN_FLIGHT]:
-        fresh.store(take)
-    talk(full, fresh)
-    assert signed.op.id in fresh.ledger
-
-
-def make_met() -> tuple[Session, bytes]:
-    """Return a session whose peer has said hello, and the network."""
-    world = World()
-    session = Session(world.ledger.dag, make_hello(bytes(world.network), 1))
-    session.start()
-    session.receive(encode_frame(make_hello(bytes(world.network), 2)))
-    return session, bytes(world.network)
-
-
-def test_hello_comes_first_and_once() -> None:
-    world = World()
-    network = bytes(world.network)
-    session = Session(world.ledger.dag, make_hello(network, 1))
-    with pytest.raises(PeerError, match="hello first"):
-        session.receive(encode_frame(Get(1, b"", b"")))
-    session.receive(encode_frame(make_hello(network, 2)))
-    with pytest.raises(PeerError, match="hello twice"):
-        session.receive(encode_frame(make_hello(network, 2)))
-
-
-def test_other_versions_other_networks_and_oneself_are_refused() -> None:
-    world = World()
-    network = bytes(world.network)
-    for hello, reason in (
-        (make_hello(network, 2, version=9), "version 9"),
-        (make_hello(network[:-1] + b"x", 2), "another network"),
-        (make_hello(network, 1), "itself"),
+def test_what_nobody_asked_for_is_refused() -> None:
+    for head, blocks in (
+        (Ops(1, False, (1,)), [b"x"]),
+        (TreeReply(0, b""), []),
+        (Blob(3, 3), [b"abc"]),
+        (BlobNone(False), []),
+        (Ops(0, True, ()), []),
     ):
-        session = Session(world.ledger.dag, make_hello(network, 1))
-        with pytest.raises(PeerError, match=reason):
-            session.receive(encode_frame(hello))
+        with pytest.raises(PeerError):
+            met().hear(head, blocks)
 
 
-def test_answers_that_nobody_asked_for_are_refused() -> None:
-    session, _ = make_met()
-    with pytest.raises(PeerError, match="nobody asked for"):
-        session.receive(encode_ops([b"x"], 1))
-    session.fetch([OpId(b"\x01\x71\x12\x20" + bytes(32))])
+def test_more_pages_than_are_paid_for_are_refused() -> None:
+    end = met()
+    end.stores = False
+    end.act(end.session.pull())
+    (tree, _) = end.said()[0]
+    assert isinstance(tree, Tree) and len(tree.salt) == 16
+    end.hear(TreeReply(1, encode_items([Whole("0000000001", 0xFFFF)])))
+    (get, _) = end.said()[0]
+    assert isinstance(get, Get)
+    with pytest.raises(PeerError, match="empty page"):
+        end.hear(Ops(get.request, False, ()))
     for _ in range(PAGES_IN_FLIGHT):
-        session.receive(encode_ops([b"x"], 1))
+        end.hear(Ops(get.request, False, (1,)), [b"x"])
     with pytest.raises(PeerError, match="before the last one was acknowledged"):
-        session.receive(encode_ops([b"x"], 1))
+        end.hear(Ops(get.request, False, (1,)), [b"x"])
 
 
-def test_acknowledgements_of_pages_that_were_not_sent_are_refused() -> None:
-    history = bulk_history(jobs=6, authors=6)
-    session = Session(Side(history, 1).ledger.dag, make_hello(bytes(history[0].op.id), 1))
-    session.receive(encode_frame(make_hello(bytes(history[0].op.id), 2)))
-    want = b"".join(session._dag.head_ids())
-    (read,) = session.receive(encode_frame(Get(1, want, b"")))
-    assert isinstance(read, Read) and len(read.ids) == limits.BATCH_OPS_MAX
+def test_requests_ascend_come_one_at_a_time_and_in_key_order() -> None:
+    end = met(bulk_history(jobs=6, authors=6))
+    end.reads_at_once = False
+    end.hear(Get(4, b"", SALT, ALL))
     with pytest.raises(PeerError, match="was not sent"):
-        session.receive(encode_frame(More(1)))
+        end.hear(More(4))
     with pytest.raises(PeerError, match="before its last answer had ended"):
-        session.receive(encode_frame(Get(2, want, b"")))
-
-
-def test_requests_ascend() -> None:
-    session, network = make_met()
-    session.receive(encode_frame(Get(4, network, network)))
+        end.hear(Get(5, b"", SALT, ALL))
+    end = met()
+    end.hear(Get(4, b"", SALT, b""))
+    assert [(head, blocks) for head, blocks in end.said()] == [(Ops(4, True, ()), [])]
+    end.hear(More(3))
     with pytest.raises(PeerError, match="do not ascend"):
-        session.receive(encode_frame(Get(4, network, network)))
+        end.hear(Get(4, b"", SALT, ALL))
+    overlapping: list[list[Part]] = [
+        [Only("ab", (b"abcd",)), Only("ab", (b"abcd",))],
+        [Only("ab", (b"abcd",)), Only("abc", (b"abcd",))],
+        [Except("b", ()), Whole("", 1 << 10)],
+    ]
+    for items in overlapping:
+        with pytest.raises(PeerError, match="out of order"):
+            met().hear(Get(1, b"", SALT, encode_items(items)))
+    with pytest.raises(PeerError, match="a view instead"):
+        met().hear(Get(1, b"", SALT, encode_items([LeafView("", ())])))
 
 
-def test_one_request_at_a_time() -> None:
-    session, _ = make_met()
-    session.fetch([])
-    with pytest.raises(ValueError, match="one request"):
-        session.fetch([])
+def test_single_ops_of_what_has_grown_large_are_left_to_another_walk() -> None:
+    end = connect(TableShelf([f"{place:010x}{place:064x}" for place in range(600)]), TableShelf([f"{0:074x}"]))[0]
+    end.hear(make_hello("listener"))
+    end.act(end.session.accept())
+    end.said()
+    end.hear(Get(1, b"", SALT, encode_items([Only("", (b"abcd",))])))
+    assert end.said() == [(Ops(1, True, ()), [])]
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        make_hello(bytes(36)),
-        Heads(b"\x01\x71\x12\x20" + bytes(32), 7),
-        Get(3, b"", bytes(36)),
-        More(9),
-        BlobGet(bytes(36), 7, 4, True),
-        BlobNone(True),
-    ],
-)
-def test_messages_come_back_as_they_were(message: Hello | Heads | Get | More | BlobGet | BlobNone) -> None:
-    assert decode_frame(encode_frame(message)) == (message, [])
+def test_who_asks_for_the_same_again_and_again_is_refused() -> None:
+    end = connect(TableShelf([f"{place:010x}{place:064x}" for place in range(600)]), TableShelf([f"{0:074x}"]))[0]
+    end.hear(make_hello("listener"))
+    end.act(end.session.accept())
+
+    def ask_again_and_again() -> None:
+        for request in range(1, 40):
+            end.hear(Get(request, b"", SALT, ALL))
+            end.hear(More(request))
+
+    with pytest.raises(PeerError, match="again and again"):
+        ask_again_and_again()
 
 
-def test_ops_come_back_with_their_blocks() -> None:
-    assert decode_frame(encode_ops([b"one", b"three"], 4, True)) == (Ops(4, True, (3, 5)), [b"one", b"three"])
+def test_one_pull_at_a_time() -> None:
+    end = met()
+    end.act(end.session.pull())
+    with pytest.raises(ValueError, match="one pull"):
+        end.session.pull()
 
 
-@given(st.binary(max_size=300))
-def test_any_bytes_are_a_message_or_a_peer_error(data: bytes) -> None:
-    try:
-        decode_frame(data)
-    except PeerError as error:
-        assert str(error)
+# -- live --
 
 
-@given(st.data())
-def test_a_damaged_frame_is_a_message_or_a_peer_error_and_the_session_lives(data: st.DataObject) -> None:
-    session, network = make_met()
-    frame = bytearray(
-        data.draw(
-            st.sampled_from(
-                [
-                    encode_frame(Heads(network, 7)),
-                    encode_frame(Get(3, network, network)),
-                    encode_ops([b"one", b"three"]),
-                    encode_frame(BlobGet(network, 0, 4, True)),
-                    encode_frame(Blob(3, 3), [b"abc"]),
-                ]
-            )
-        )
-    )
-    place = data.draw(st.integers(0, len(frame) - 1))
-    frame[place] = data.draw(st.integers(0, 255))
-    try:
-        session.receive(bytes(frame))
-    except PeerError as error:
-        assert str(error)
+def make_pair() -> tuple[World, tuple[End, End]]:
+    """Return a world, and two ends that hold all of it and have met."""
+    world = bulk_world(jobs=1, authors=3)
+    ends = pair(list(world.log), list(world.log))
+    talk(*ends)
+    return world, ends
 
 
-def test_a_frame_above_the_bound_is_refused() -> None:
-    with pytest.raises(PeerError, match="at most"):
-        decode_frame(bytes(limits.FRAME_BYTES_MAX + 1))
+def test_new_ops_are_pushed_once_and_to_who_does_not_have_them() -> None:
+    world, ends = make_pair()
+    (signed,) = spread(world, 1)
+    say_new(ends[0], signed)
+    talk(*ends)
+    assert ends[1].got == 1 and ends[0].root == ends[1].root
+    say_new(ends[0], signed)
+    say_new(ends[1], signed)
+    assert not ends[0].out and not ends[1].out
+    for end in ends:
+        end.act(end.session.probe())
+    assert talk(*ends) == 2 and not ends[0].is_found and not ends[1].is_found
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        encode_frame(Blob(3, 3), [b"ab"]),
-        encode_frame(Blob(3, 3), [b"abcd"]),
-        encode_frame(Blob(2**20, limits.BLOB_PIECE_BYTES + 1), [bytes(limits.BLOB_PIECE_BYTES + 1)]),
-        encode_frame(Blob(limits.BLOB_BYTES_MAX + 1, 1), [b"a"]),
-        encode_frame(BlobGet(bytes(36), 0, limits.BLOB_HOPS_MAX + 1, False)),
-        encode_frame(BlobGet(bytes(35), 0, 0, False)),
-        encode_frame(BlobNone(False), [b"a"]),
-    ],
-)
-def test_frames_of_blobs_beyond_their_bounds_are_refused(frame: bytes) -> None:
-    with pytest.raises(PeerError):
-        decode_frame(frame)
+def test_after_a_prune_ops_are_announced_and_a_graft_fetches_what_does_not_come() -> None:
+    world, ends = make_pair()
+    first, second, third = spread(world, 3)
+    ends[1].act(ends[1].session.prune())
+    talk(*ends)
+    say_new(ends[0], first)
+    assert kinds(ends[0]) == []
+    # The other side gets it from somebody else, before the announcement.
+    ends[1].shelf.put(first.block)
+    ends[0].act(ends[0].session.announce())
+    assert kinds(ends[0]) == ["Announce"]
+    assert not ends[0].session.announce()
+    say_new(ends[0], second)
+    ends[0].act(ends[0].session.announce())
+    talk(*ends)
+    assert ends[1].got == 1 and not ends[1].copies and ends[0].root == ends[1].root
+    # The link is eager again.
+    say_new(ends[0], third)
+    assert kinds(ends[0]) == ["Ops"]
 
 
-def test_a_piece_of_a_blob_is_asked_for_and_answered_one_at_a_time() -> None:
-    session, network = make_met()
-    blob = BlobId(network)
-    with pytest.raises(PeerError, match="nobody asked for"):
-        session.receive(encode_frame(Blob(3, 3), [b"abc"]))
-    session.ask_blob(blob, 0, 0)
-    with pytest.raises(ValueError, match="one piece"):
-        session.ask_blob(blob, 0, 0)
-    with pytest.raises(PeerError, match="does not fit"):
-        session.receive(encode_frame(Blob(4, 3), [b"abc"]))
-    assert session.receive(encode_frame(Blob(3, 3), [b"abc"])) == [BlobCame(Blob(3, 3), b"abc")]
-    assert not session.is_blob_wanted
-    get = BlobGet(bytes(blob), 0, 4, True)
-    assert session.receive(encode_frame(get)) == [BlobAsked(get)]
-    with pytest.raises(PeerError, match="before its last answer"):
-        session.receive(encode_frame(get))
-    assert session.give_blob(3, b"abc") == [SendFrame(encode_frame(Blob(3, 3), [b"abc"]))]
-    with pytest.raises(PeerError, match="no blob"):
-        session.receive(encode_frame(BlobGet(bytes(36), 0, 0, False)))
+def test_what_is_to_be_announced_is_announced_over_an_eager_link_too() -> None:
+    world, ends = make_pair()
+    (signed,) = spread(world, 1)
+    say_new(ends[0], signed, Urgency.ANNOUNCED)
+    ends[0].act(ends[0].session.announce())
+    [(head, _)] = ends[0].said()
+    assert head == Announce(signed.op.id[4 : 4 + PREFIX_BYTES])
+
+
+def test_own_ops_are_sent_over_a_pruned_link_too() -> None:
+    world, ends = make_pair()
+    ends[0].hear(Prune())
+    (signed,) = spread(world, 1)
+    say_new(ends[0], signed, Urgency.OWN)
+    assert kinds(ends[0]) == ["Ops"]
+
+
+def test_a_graft_for_what_was_never_announced_brings_nothing() -> None:
+    world, ends = make_pair()
+    ends[0].hear(Graft(b"".join(signed.op.id[4 : 4 + PREFIX_BYTES] for signed in world.log)))
+    assert not ends[0].out and not ends[0].reads
+    for message in (Graft(b"1234567"), Announce(b"123456789")):
+        with pytest.raises(PeerError, match="ends within one"):
+            ends[0].hear(message)
+
+
+def test_live_ops_cost_credit_that_comes_back_when_they_are_stored() -> None:
+    keys = [f"{place:010x}{place:064x}" for place in range(40)]
+    padding = 60_000
+    one, other = TableShelf(keys[:1], padding), TableShelf(keys[:1], padding)
+    ends = connect(one, other)
+    talk(*ends)
+    ends[1].stores = False
+    for key in keys[1:]:
+        block = bytes.fromhex(key) + bytes(padding)
+        one.put(block)
+        ends[0].act(ends[0].session.push([(one.find_id(block), block)]))
+    sent = sum(len(frame) for frame in ends[0].out)
+    assert LIVE_CREDIT - 2 * padding < sent < LIVE_CREDIT + 2_000
+    assert ends[0].session.live.is_behind
+    talk(*ends)
+    while ends[1].takes:
+        ends[1].store()
+    assert {type(head) for head, _ in map(decode_frame, ends[1].out)} == {Credit}
+    ends[1].stores = True
+    # What was left out is found by the next probe.
+    settle(*ends)
+    assert ends[1].got == 39 and not ends[1].copies
+
+
+def test_more_live_ops_than_credit_are_refused() -> None:
+    end = met()
+    end.stores = False
+    block = bytes(limits.BLOCK_BYTES_MAX)
+    for _ in range(LIVE_CREDIT // len(block)):
+        end.hear(Ops(0, True, (len(block),)), [block])
+    with pytest.raises(PeerError, match="more live ops than it may"):
+        end.hear(Ops(0, True, (1,)), [b"x"])
+
+
+def test_credit_is_told_in_steps_and_never_above_the_start() -> None:
+    end = met()
+    assert end.session.live.note_stored(CREDIT_STEP - 1) == 0
+    assert end.session.live.note_stored(1) == CREDIT_STEP
+    end.hear(Credit(limits.INT_MAX))
+    assert end.session.live.spend([bytes(LIVE_CREDIT)]) and not end.session.live.spend([b"x"])
+
+
+def test_what_is_new_while_a_peer_catches_up_is_found_afterwards() -> None:
+    world = bulk_world(jobs=6, authors=6)
+    full, fresh = pair(list(world.log), world.log[:1])
+    fresh.stores = False
+    talk(full, fresh)
+    (signed,) = spread(world, 1)
+    say_new(full, signed)
+    assert not full.out
+    fresh.stores = True
+    while fresh.takes:
+        fresh.store()
+        talk(full, fresh)
+    assert signed.op.id in fresh.shelf.blocks and not fresh.copies and full.root == fresh.root
+
+
+def test_after_a_burst_the_roots_are_told_once_if_they_changed() -> None:
+    world, ends = make_pair()
+    for signed in spread(world, 5):
+        say_new(ends[0], signed)
+    talk(*ends)
+    for end in ends:
+        assert [type(output) for output in end.session.probe()] == [SendFrame]
+        assert not end.session.probe()
+        assert end.session.probe(is_forced=True)
+
+
+def test_addresses_are_told() -> None:
+    _, ends = make_pair()
+    urls = tuple(f"ws://node{number}.example" for number in range(20))
+    ends[0].act(ends[0].session.tell(urls))
+    talk(*ends)
+    assert Told(urls[:16]) in ends[1].outputs
+    ends[1].hear(Addresses(()))
+
+
+# -- budget --
+
+
+def test_who_talks_on_without_ops_is_dropped_and_time_pays_a_little() -> None:
+    end = met()
+    end.pulls = False
+
+    def probe_on() -> None:
+        for number in range(2_000):
+            end.hear(Probe(bytes(32), number))
+
+    with pytest.raises(PeerError, match="without an end") as caught:
+        probe_on()
+    assert caught.value.code == "negotiation"
+    end = met()
+    end.pulls = False
+    for number in range(2_000):
+        end.hear(Probe(bytes(32), number))
+        end.session.refill(64)
+
+
+def test_a_peer_that_has_nothing_of_what_it_claims_is_dropped() -> None:
+    end = met()
+
+    def claim_more_and_more() -> None:
+        for number in range(1_000):
+            end.hear(Probe(number.to_bytes(32, "big"), 10**6))
+            for head, _ in end.said():
+                if isinstance(head, Tree):
+                    end.hear(TreeReply(1, b""))
+
+    with pytest.raises(PeerError, match="without an end"):
+        claim_more_and_more()
+    assert end.session.traffic.negotiated_bytes < 2**17
