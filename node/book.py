@@ -162,6 +162,14 @@ class Book:
         if row is not None:
             self._change(row, node=key, seen_ms=now_ms, success_ms=now_ms, failures=0, next_ms=0)
 
+    def note_alive(self, is_connected: Callable[[Author], bool]) -> None:
+        """Note which of the addresses that were reached belong to nodes that are connected now."""
+        now_ms = self.now_ms()
+        for row in self.rows.values():
+            is_old = row.success_ms and now_ms - row.success_ms > RECENT_MS // 4
+            if is_old and row.node is not None and is_connected(row.node):
+                self._change(row, seen_ms=now_ms, success_ms=now_ms, failures=0)
+
     def note_try(self, url: str) -> None:
         """Note that an address is being tried."""
         row = self.rows.get(url)

@@ -128,6 +128,7 @@ class Dialer:
                         look_s = time.monotonic() + LOOK_S
                         self._read_peers()
                         self._watch_addresses()
+                        self.book.note_alive(self._is_connected)
                         await self._flush()
                     self._start_calls()
                     self._woken.clear()

@@ -197,8 +197,12 @@ def test_only_what_was_reached_lately_is_told_and_nothing_nearer_than_the_listen
     for url in told(64):
         many.note_node(url, BOB)
     assert len(pick_addresses_to_tell(many, PUBLIC, own)) == TELL_MAX
-    clock.ms += RECENT_MS
-    assert pick_addresses_to_tell(book, PUBLIC) == []
+    clock.ms += RECENT_MS // 2
+    book.note_alive(lambda node: node == ALICE)
+    many.note_alive(lambda node: False)
+    clock.ms += RECENT_MS // 2
+    assert set(pick_addresses_to_tell(book, PUBLIC)) == set(urls[2:4])
+    assert pick_addresses_to_tell(many, PUBLIC) == []
 
 
 def test_choosing_prefers_what_was_reached_other_networks_and_gives_each_teller_its_share() -> None:
