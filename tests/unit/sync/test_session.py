@@ -24,6 +24,7 @@ from crdtchain.sync.messages import (
     More,
     Ops,
     Probe,
+    Prune,
     Tree,
     TreeReply,
     decode_frame,
