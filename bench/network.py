@@ -338,8 +338,20 @@ async def be_hostile(url: str, network: str) -> None:
     await asyncio.gather(*map(flood, range(len(floods))))
 
 
-async def write_beside(hostile: bool) -> tuple[list[float], float]:
-    """Return until when ops of one node were seen at another, s, and the most memory the other used, bytes."""
+async def count_ended(http: aiohttp.ClientSession) -> int:
+    """Return how many connections to peers a node has seen the end of, and how many it refused."""
+    async with http.get("/metrics") as response:
+        response.raise_for_status()
+        text = await response.text()
+    names = "crdtchain_(?:drops|connections_refused)_total"
+    return sum(map(int, re.findall(rf"^{names}(?:{{[^}}]*}})? (\d+)$", text, re.MULTILINE)))
+
+
+async def write_beside(hostile: bool) -> tuple[list[float], float, int]:
+    """Write at one node and look at another, which is flooded or not.
+
+    Returns: until when each op was seen there, s; the most memory it used, bytes; connections that ended.
+    """
     with tempfile.TemporaryDirectory() as work:
         alice, bob = Path(work, "alice"), Path(work, "bob")
         key = create_data(alice)
@@ -358,6 +370,7 @@ async def write_beside(hostile: bool) -> tuple[list[float], float]:
                 attacker = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "bench.network", "--hostile", *target, cwd=ROOT
                 )
+                stack.push_async_callback(attacker.wait)
                 stack.callback(attacker.kill)
             await asyncio.sleep(2)
             times, size = list[float](), 0
@@ -370,16 +383,16 @@ async def write_beside(hostile: bool) -> tuple[list[float], float]:
                 times.append(time.perf_counter() - started_s)
                 size = max(size, process.memory_info().rss)
                 await asyncio.sleep(HOSTILE_PAUSE_S)
-            return times, size
+            return times, size, await count_ended(at_bob)
 
 
 @benchmark
 def beside_hostile(_history: Path) -> list[Figure]:
     """Two honest nodes while a third floods one of them on four connections; seen: verified, stored and shown there."""
-    calm, calm_size = asyncio.run(write_beside(hostile=False))
-    times, size = asyncio.run(write_beside(hostile=True))
+    calm, calm_size, _ = asyncio.run(write_beside(hostile=False))
+    times, size, ended = asyncio.run(write_beside(hostile=True))
     name = "without the flood"
-    return [
+    figures = [
         Figure(
             f"until an op is seen, {percent} %",
             percentile(times, percent) * 1e3,
@@ -388,7 +401,12 @@ def beside_hostile(_history: Path) -> list[Figure]:
             name,
         )
         for percent in (50, 99)
-    ] + [Figure("memory of the flooded node", size / 2**20, "MiB", calm_size / 2**20, name)]
+    ]
+    return [
+        *figures,
+        Figure("memory of the flooded node", size / 2**20, "MiB", calm_size / 2**20, name),
+        Figure("hostile connections that it ended or refused meanwhile", ended, ""),
+    ]
 
 
 def main() -> None:
