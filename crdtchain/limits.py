@@ -112,9 +112,9 @@ LINK_OPS_BURST: Final = 2_000
 LINK_BYTES_S: Final = 2**20
 """Live bytes of one connection, a second."""
 LINK_BYTES_BURST: Final = 2**23
-LINK_WORK_S: Final = 100
+LINK_WORK_S: Final = 400
 """Work that a peer's requests may cost, a second, in units of `node.admission.WORK`."""
-LINK_WORK_BURST: Final = 1_000
+LINK_WORK_BURST: Final = 2_000
 
 QUOTA_PERCENT: Final = 90
 """Above this part of the quota, or of the room that there is, foreign ops and blobs are refused."""

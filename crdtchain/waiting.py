@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from crdtchain import limits
-from crdtchain.ops import SignedOp
+from crdtchain.ops import Op, SignedOp
 from crdtchain.scalars import OpId
 
 
@@ -102,6 +102,10 @@ class Waiting:
         for source in held.sources:
             self._discharge(source, op)
         return held
+
+    def find_waiters(self, op: OpId) -> list[Op]:
+        """Return the ops held that lack an op."""
+        return [self._held[waiter].signed.op for waiter in sorted(self._by_link.get(op, ()))]
 
     def arrived(self, op: OpId) -> list[tuple[SignedOp, str]]:
         """Say that an op has been added; return those that lack nothing any more, with their sources."""

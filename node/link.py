@@ -22,6 +22,7 @@ from crdtchain.adapters.keys import is_accepted
 from crdtchain.errors import CrdtchainError, InvalidOpError, NoPeerError, PeerError, StoreError
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author, BlobId, OpId
+from crdtchain.sync.live import Urgency
 from crdtchain.sync.messages import TEXT_MAX, BlobGet
 from crdtchain.sync.outputs import (
     Announced,
@@ -40,7 +41,7 @@ from crdtchain.sync.outputs import (
 )
 from crdtchain.sync.pull import Trip
 from crdtchain.sync.session import Session
-from node.pace import Bucket
+from node.admission import LinkPace
 
 CLOSE_CODE: Final = 4_000
 """Of a WebSocket that a node closes with a reason of its own."""
@@ -49,10 +50,6 @@ LIVE_BYTES_MAX: Final = 512 * 1024
 TAKES_MAX: Final = 4
 PIECE_S: Final = 20.0
 """So long a peer may take for a piece of a blob."""
-LIVE_OPS: Final = (200.0, 2_000.0)
-"""Live ops of one connection: a second, and in a burst."""
-LIVE_BYTES: Final = (2.0**20, 2.0**23)
-"""Live bytes of one connection: a second, and in a burst."""
 
 Socket: TypeAlias = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
@@ -64,6 +61,12 @@ class LinkOwner(Protocol):
 
     async def prepare(self, blocks: Sequence[bytes]) -> list[SignedOp]:
         """Decode and verify the blocks that are not known."""
+
+    def make_pace(self) -> LinkPace:
+        """Return the paces of a new connection."""
+
+    def admit(self, ops: Sequence[SignedOp], link: Link) -> list[SignedOp]:
+        """Return which of a peer's live ops are to be taken now."""
 
     async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
         """Add ops; the future is done when they are stored."""
@@ -96,8 +99,8 @@ class LinkOwner(Protocol):
     def on_pulled(self, link: Link, trip: Trip) -> None:
         """All that was asked of the peer has come."""
 
-    def on_copies(self, link: Link, count: int) -> None:
-        """The peer sent so many live ops, and all were here already."""
+    def on_live(self, link: Link, new: int, copies: int) -> None:
+        """The peer sent live ops, of which so many were new, and so many here already."""
 
     def on_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
         """The peer holds new ops with these prefixes."""
@@ -140,6 +143,9 @@ class Link:
         """Whether the peer was asked to announce only."""
         self.pushed_s = 0.0
         """When a live op was last sent."""
+        self.live_new = 0
+        self.live_copies = 0
+        """Live ops that came since the link became eager: new ones, and those that were here already."""
         self.live_s = 0.0
         """When a live op last came."""
         self.pulled_s = 0.0
@@ -149,6 +155,8 @@ class Link:
         self.last_trip: Trip | None = None
         """What the last pull took."""
         self.close_reason = ""
+        self.close_code = ""
+        """The word for the reason, if it is a fault of the peer."""
         self._owner = owner
         self._socket = socket
         self._outbox: list[bytes] = []
@@ -157,8 +165,7 @@ class Link:
         self._takes: asyncio.Queue[_Pending] = asyncio.Queue(TAKES_MAX)
         self._blob_turn = asyncio.Lock()
         self._piece: asyncio.Future[BlobCame] | None = None
-        self._op_bucket = Bucket(*LIVE_OPS)
-        self._byte_bucket = Bucket(*LIVE_BYTES)
+        self._pace = owner.make_pace()
         self._group: asyncio.TaskGroup | None = None
         self._done = asyncio.Event()
         self.ended = asyncio.Event()
@@ -195,9 +202,10 @@ class Link:
             self.ended.set()
         return self.close_reason
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, code: str = "") -> None:
         """End the connection; the first reason counts."""
-        self.close_reason = self.close_reason or reason
+        if not self.close_reason:
+            self.close_reason, self.close_code = reason, code
         self._done.set()
         if self._piece is not None and not self._piece.done():
             self._piece.set_exception(NoPeerError("the connection ended"))
@@ -215,7 +223,7 @@ class Link:
         try:
             await work
         except PeerError as error:
-            self.drop(str(error))
+            self.drop(str(error), error.code)
         except InvalidOpError as error:
             log.warning("%s sent an op that breaks a rule: %s: %s", self.address, error.code, error)
             self.drop(f"the peer sent an op that breaks a rule ({error.code})")
@@ -236,7 +244,9 @@ class Link:
         while True:
             message = await self._socket.receive()
             if message.type is aiohttp.WSMsgType.BINARY:
-                await self._perform_slowly(self.session.receive(message.data))
+                outputs = self.session.receive(message.data)
+                await self._wait(self._pace.note_work(self.session.received_kind))
+                await self._perform_slowly(outputs)
             elif message.type is aiohttp.WSMsgType.CLOSE:
                 reason = str(message.extra or "").strip()
                 self.drop(f"the peer closed: {reason}" if reason else "the peer closed the connection")
@@ -252,7 +262,7 @@ class Link:
         for output in outputs:
             if isinstance(output, Take):
                 if not output.request:
-                    await self._pace(output.blocks)
+                    await self._wait(self._pace.note_live(output.blocks))
                 ops = asyncio.ensure_future(self._owner.prepare(output.blocks))
                 # When the connection ends first, nobody asks what became of them.
                 ops.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -260,9 +270,8 @@ class Link:
             else:
                 self._perform([output])
 
-    async def _pace(self, blocks: Sequence[bytes]) -> None:
-        """Wait when the peer sends more than its share of live ops; what it asks for waits with them."""
-        wait_s = max(self._op_bucket.take(len(blocks)), self._byte_bucket.take(sum(map(len, blocks))))
+    async def _wait(self, wait_s: float) -> None:
+        """Wait when the peer sends more than its share; all that it sends waits with it."""
         if wait_s:
             await asyncio.sleep(wait_s)
 
@@ -344,11 +353,12 @@ class Link:
             pending = await self._takes.get()
             ops = await pending.ops
             self.session.live.note_known(signed.op.id for signed in ops)
+            taken = ops
             if not pending.take.request:
                 self.live_s = time.monotonic()
-                if not ops:
-                    self._owner.on_copies(self, len(pending.take.blocks))
-            stored = await self._owner.take(ops, self)
+                self._owner.on_live(self, len(ops), len(pending.take.blocks) - len(ops))
+                taken = self._owner.admit(ops, self)
+            stored = await self._owner.take(taken, self)
             if pending.take.request:
                 # The next page is added while this one is stored; how many may be under way is the session's credit.
                 self._start(self._acknowledge(stored, pending.take, ops))
@@ -372,14 +382,14 @@ class Link:
         """Get what the peer holds and is not here."""
         self.act(self.session.pull)
 
-    def push(self, ops: Sequence[SignedOp], is_lazy: bool = False) -> None:
+    def push(self, ops: Sequence[SignedOp], urgency: Urgency) -> None:
         """Send new ops, or announce them; a peer that is too slow for that is probed later."""
         if self._outbox_bytes > LIVE_BYTES_MAX:
             self.session.live.is_behind = True
         else:
             self.pushed_s = time.monotonic()
             pairs = [(signed.op.id, signed.block) for signed in ops]
-            self.act(lambda: self.session.push(pairs, is_lazy))
+            self.act(lambda: self.session.push(pairs, urgency))
 
     def probe(self, is_forced: bool = False) -> None:
         """Tell the peer what is here, if that has changed."""
@@ -391,7 +401,7 @@ class Link:
         try:
             self._perform(step())
         except PeerError as error:
-            self.drop(str(error))
+            self.drop(str(error), error.code)
 
     def _put(self, frame: bytes) -> None:
         self._outbox.append(frame)

@@ -23,8 +23,8 @@ from yarl import URL
 from crdtchain import codec
 from crdtchain.adapters.data_folder import DataFolderLock
 from crdtchain.adapters.keys import SigningKey
+from crdtchain.adapters.penalties import SqlitePenalties
 from crdtchain.adapters.sqlite_store import SqliteStore
-from crdtchain.adapters.store import Store
 from crdtchain.errors import StoreError
 from crdtchain.ledger.snapshot import dump_ledger
 from crdtchain.ledger.state import Ledger
@@ -35,11 +35,14 @@ from crdtchain.sync.holdings import Holdings
 from crdtchain.sync.messages import PROTOCOL_VERSION, BlobGet, Hello
 from crdtchain.sync.pull import Trip
 from crdtchain.sync.session import Session
+from node.admission import LinkPace
 from node.blobs import Blobs
+from node.blobs.sources import BlobPeer
 from node.config import Settings
 from node.datadir import BLOBS_FOLDER, load_key
 from node.dialer import dial
 from node.events import PeerConnected, PeerDropped, SyncProgress
+from node.guards import Guards
 from node.intake import Intake
 from node.ledger_file import open_ledger
 from node.link import Link
@@ -63,7 +66,7 @@ class Node:
         folder: Path,
         settings: Settings,
         key: SigningKey,
-        store: Store,
+        store: SqliteStore,
         ledger: Ledger,
         selector: Selector = EVERYTHING,
     ) -> None:
@@ -75,19 +78,24 @@ class Node:
         self.runtime = Runtime(ledger, store, key, settings.witness, debounce_ms=settings.debounce_ms)
         self.blobs = Blobs(folder / BLOBS_FOLDER, store.blobs, settings.blob_quota_mib * 2**20)
         self.intake = Intake(ledger.params.network)
+        self._penalties = SqlitePenalties.of(store)
+        find_waiters = self.runtime.replica.waiting.find_waiters
+        self.guards = Guards(self.runtime, find_waiters, store.path, settings.op_quota_mib * 2**20)
         self.partial = Partial(ledger, key.author, selector)
         self.holdings = Holdings(ledger.dag, self.partial.scope, self.partial.find_part)
-        self.peers = Peers(self, key.author, self._make_session, self.holdings.find_missing)
+        gate, may_pull = self.guards.gate, self.guards.may_pull
+        self.peers = Peers(self, key.author, self._make_session, self.holdings.find_missing, gate, may_pull)
         self._key = key
         self.peer_port = 0
         """The port on which other nodes find this one; 0: none."""
         self.runtime.on_stored = self.peers.push
-        self.runtime.on_wanted = lambda name, ids: self.peers.want_from(name)
+        self.runtime.on_wanted = self._want
         self.runtime.is_catching_up = lambda: self.peers.is_fetching
         self.runtime.find_models = lambda: self.blobs.commitments(self.author)
         self.runtime.save_snapshot = self.save_snapshot
         self.blobs.find_sources = self._find_sources
         self.blobs.find_links = self.peers.ready
+        self.blobs.find_port = self._find_blob_port
         self._named: tuple[int, frozenset[bytes]] = 0, frozenset()
 
     @classmethod
@@ -113,6 +121,7 @@ class Node:
                     await node.partial.save(store)
                 if time.monotonic() - started_s > SLOW_START_S:
                     node.runtime.note_snapshot(0)
+                node.guards.scores.load(await node._penalties.load())
                 await node.blobs.open()
                 async with node._running():
                     yield node
@@ -126,6 +135,7 @@ class Node:
                 self.runtime.hold_signing("a configured peer's copy of the own chain")
                 group.create_task(self._stop_waiting())
             background = [group.create_task(self.runtime.run()), group.create_task(self.peers.watch())]
+            background.append(group.create_task(self.guards.run(self._take, self._penalties)))
             background.extend(
                 group.create_task(dial(http, peer, self.peers.talk, self.peers.failures))
                 for peer in self.settings.peers
@@ -138,6 +148,7 @@ class Node:
     async def say_goodbye(self) -> None:
         """End connections and streams of events, so that open requests end too; doing it twice is no fault."""
         self.runtime.events.close()
+        self.guards.gate.is_stopping = True
         await self.peers.close("this node is stopping")
 
     async def _stop(self, background: Sequence[asyncio.Task[None]]) -> None:
@@ -146,6 +157,7 @@ class Node:
         for task in background:
             task.cancel()
         self.intake.close()
+        await self.guards.save(self._penalties)
         try:
             if self.runtime.unsaved_count:
                 await self.save_snapshot()
@@ -212,6 +224,18 @@ class Node:
         ledger = self.runtime.ledger
         return sum(signed.op.id in ledger for signed in ops)
 
+    def _want(self, name: str, ids: Sequence[OpId]) -> None:
+        if self.guards.may_want(name, ids):
+            self.peers.want_from(name)
+
+    def make_pace(self) -> LinkPace:
+        """Return the paces of a new connection."""
+        return self.guards.make_pace()
+
+    def admit(self, ops: Sequence[SignedOp], link: Link) -> list[SignedOp]:
+        """Return which of a peer's live ops are to be taken now, and what they need of those held or laid aside."""
+        return self.guards.admit(self.partial.admit(ops), link.name)
+
     def _is_known(self, op: OpId) -> bool:
         return op in self.runtime.ledger or op in self.runtime.rejected
 
@@ -221,13 +245,16 @@ class Node:
 
     async def take(self, ops: Sequence[SignedOp], link: Link) -> asyncio.Future[None]:
         """Add a peer's ops; the future is done when they are stored. Who sent an op that breaks a rule is dropped."""
-        if not link.session.is_pulling:
-            ops = self.partial.admit(ops)
-        rejected, stored = await self.runtime.take(ops, link.name)
+        return await self._take(ops, link.name)
+
+    async def _take(self, ops: Sequence[SignedOp], source: str) -> asyncio.Future[None]:
+        rejected, stored = await self.runtime.take(ops, source)
         for effect in rejected:
             # An op that waited may have come from somebody else than the one that let it go.
             if effect.source in self.peers.links:
-                self.peers.links[effect.source].drop(f"the peer sent an op that breaks a rule ({effect.error.code})")
+                self.peers.links[effect.source].drop(
+                    f"the peer sent an op that breaks a rule ({effect.error.code})", "invalid_op"
+                )
         return stored
 
     async def read_blocks(self, ids: Sequence[OpId]) -> list[bytes]:
@@ -272,6 +299,8 @@ class Node:
             PeerError: it is not wanted.
         """
         self.peers.choose(link)
+        assert link.session.peer is not None
+        self.guards.note_ready(link.name, link.node, link.session.peer.time_ms, link.is_dialler)
         log.info("Connected to %s, node %s.", link.address, codec.format_did(link.node))
         self.runtime.events.publish([PeerConnected(link.name, link.address, link.node)])
         if link.node == self.author:
@@ -297,9 +326,9 @@ class Node:
             asyncio.get_running_loop().call_later(COOL_S, self._cool_down)
         self._note_synced()
 
-    def on_copies(self, link: Link, count: int) -> None:
+    def on_live(self, link: Link, new: int, copies: int) -> None:
         """Ask a peer to announce, when others are faster."""
-        self.peers.note_copies(link)
+        self.peers.note_live(link, new, copies)
 
     def on_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
         """Wait for what a peer has announced, and then ask for it."""
@@ -318,8 +347,15 @@ class Node:
 
     def on_closed(self, link: Link, reason: str) -> None:
         """Note that a connection has ended."""
+        self.guards.forget(link.name)
         log.info("The connection to %s ended: %s.", link.address, reason)
         self.runtime.events.publish([PeerDropped(link.name, link.address, reason)])
+
+    def _find_blob_port(self, link: BlobPeer) -> URL | None:
+        """Return the peer port of a connected node, or None when it serves none."""
+        if not isinstance(link, Link) or link.session.peer is None:
+            return None
+        return URL(link.address) if link.is_dialler else _find_port(link.session.peer.blobs, link.address)
 
     def _find_sources(self) -> list[URL]:
         """Return the peer ports of connected nodes that serve blobs."""

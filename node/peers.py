@@ -27,7 +27,9 @@ from msgspec import Struct
 from crdtchain.errors import PeerError
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author
+from crdtchain.sync.live import Urgency
 from crdtchain.sync.session import BUDGET_OP_BYTES, Session
+from node.gate import Direction, Entry, Gate
 from node.link import Link, LinkOwner, Socket
 
 SILENCE_S: Final = 10.0
@@ -44,7 +46,10 @@ GRACE_S: Final = 0.3
 """What a peer holds may be on its way: so long it is waited for before the peer is asked."""
 BUSY_S: Final = 2.0
 """The same, where live ops keep coming: the roots of two replicas differ nearly always then."""
-ANNOUNCE_S: Final = 0.05
+GRAFT_S: Final = 0.15
+"""So long an announced op may take to come from somebody else."""
+ANNOUNCE_S: Final = 0.03
+COPIES_MIN: Final = 3
 AWAITED_MAX: Final = 4_096
 PULL_PAUSE_S: Final = 0.25
 """One peer is asked again after so long, if the last time brought nothing."""
@@ -65,6 +70,12 @@ class Ended(Struct, frozen=True):
     time_ms: int
 
 
+def find_host(socket: Socket) -> str:
+    """Return the IP address on the other side of a connection."""
+    peername = socket.get_extra_info("peername")
+    return str(peername[0]) if isinstance(peername, tuple) and peername else ""
+
+
 class Peers:
     """The connections of one node."""
 
@@ -74,6 +85,8 @@ class Peers:
         own: Author,
         make_session: Callable[[bool], Session],
         find_missing: Callable[[Sequence[bytes]], list[bytes]],
+        gate: Gate,
+        may_pull: Callable[[str, bool], bool],
     ) -> None:
         """`make_session` is told whether this side dialled; `find_missing` returns those prefixes that are not here."""
         self.links: dict[str, Link] = {}
@@ -85,6 +98,10 @@ class Peers:
         self._own = own
         self._make_session = make_session
         self._find_missing = find_missing
+        self._gate = gate
+        self._may_pull = may_pull
+        self.entries: dict[str, Entry] = {}
+        """Name of a link to its place among the connections that are counted."""
         self._wanted: dict[Link, float] = {}
         """Whose peers are to be asked, and when at the earliest, in the order in which they came."""
         self._missed: set[Link] = set()
@@ -110,21 +127,37 @@ class Peers:
         """Whether there is a connection to a node."""
         return any(link.node == node for link in self.ready())
 
-    async def talk(self, socket: Socket, address: str, is_configured: bool, is_dialler: bool = True) -> str:
+    async def talk(
+        self,
+        socket: Socket,
+        address: str,
+        is_configured: bool,
+        is_dialler: bool = True,
+        entry: Entry | None = None,
+    ) -> str:
         """Run one connection until it ends; returns the reason.
 
         Raises:
-            PeerError: the node is stopping.
+            PeerError: the node is stopping, or has as many connections as it takes.
         """
+        if entry is None:
+            where: Direction = "configured" if is_configured else "out" if is_dialler else "in"
+            entry = self._gate.enter(find_host(socket), where)
+        with entry:
+            return await self._talk(socket, address, is_configured, is_dialler, entry)
+
+    async def _talk(self, socket: Socket, address: str, is_configured: bool, is_dialler: bool, entry: Entry) -> str:
         if self._is_closing:
             raise PeerError("this node is stopping", "stopping")
         self._count += 1
         name = f"peer-{self._count}"
         link = Link(self._owner, self._make_session(is_dialler), socket, name, address, is_configured, is_dialler)
-        self.links[link.name] = link
+        self.links[link.name], self.entries[link.name] = link, entry
         try:
             return await link.run()
         finally:
+            del self.entries[link.name]
+            entry.end(link.close_reason, link.close_code)
             self.ended.append(Ended(address, link.node, link.close_reason, time.time_ns() // 1_000_000))
             del self.links[link.name]
             self._wanted.pop(link, None)
@@ -139,6 +172,7 @@ class Peers:
         Raises:
             PeerError: it is the other one.
         """
+        self.entries[link.name].greet(link.node)
         is_ours = self._own < link.node
         for other in self.ready():
             if other is not link and other.node == link.node:
@@ -235,10 +269,13 @@ class Peers:
             # A pull that ends at once comes back to here.
             if link not in self._wanted or self._at_s(link) > now_s:
                 continue
-            del self._wanted[link]
             session, is_missed = link.session, link in self._missed
+            is_due = not session.is_pulling and (is_missed or session.pulling.has_found or not session.is_in_step)
+            if is_due and not self._may_pull(link.name, is_missed):
+                continue
+            del self._wanted[link]
             self._missed.discard(link)
-            if not session.is_pulling and (is_missed or session.pulling.has_found or not session.is_in_step):
+            if is_due:
                 self._asking, self._asked_s = link, now_s
                 link.pull()
 
@@ -251,23 +288,28 @@ class Peers:
         """
         origin = self.links.get(source)
         is_pulled = origin is not None and origin.session.is_pulling
+        urgency = Urgency.OWN if origin is None else Urgency.ANNOUNCED if is_pulled else Urgency.AS_WANTED
         is_much = origin is not None and is_pulled and origin.session.pulling.trip.ops > ANNOUNCED_PULL_MAX
         for link in self.ready():
             # What is said of an op to a peer, and by it, is paid for by the op, whoever brought it.
             link.session.refill(TALK_OP_BYTES * len(ops))
             if link.name != source and not is_much:
-                link.push(ops, is_pulled)
+                link.push(ops, urgency)
         self._stirred.set()
 
-    def note_copies(self, link: Link) -> None:
-        """Note that a peer's live ops were here already: it is to announce, if somebody else sends."""
-        if not link.has_pruned and sum(not other.has_pruned for other in self.ready()) > 1:
+    def note_live(self, link: Link, new: int, copies: int) -> None:
+        """Note live ops that came: a peer that mostly sends what is here is to announce, if somebody else sends."""
+        link.live_new += new
+        link.live_copies += copies
+        if link.has_pruned or link.live_copies < COPIES_MIN or link.live_copies <= link.live_new:
+            return
+        if sum(not other.has_pruned for other in self.ready()) > 1:
             link.has_pruned = True
             link.act(link.session.prune)
 
     def note_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
         """Note what a peer holds: what does not come soon is asked for."""
-        until_s = time.monotonic() + GRACE_S
+        until_s = time.monotonic() + GRAFT_S
         for prefix in self._find_missing(prefixes):
             if prefix in self._awaited:
                 self._awaited[prefix][1].append(link)
@@ -285,7 +327,7 @@ class Peers:
             if prefix in missing and link is not None:
                 asked.setdefault(link, []).append(prefix)
         for link, prefixes in asked.items():
-            link.has_pruned = False
+            link.has_pruned, link.live_new, link.live_copies = False, 0, 0
             wanted = prefixes
             link.act(lambda link=link, wanted=wanted: link.session.graft(wanted))  # type: ignore[misc]
 

@@ -61,7 +61,7 @@ class Proxies:
     def find_remote(self, request: web.BaseRequest) -> str | None:
         """Return who asks: the last address of X-Forwarded-For that no trusted proxy has, if one passed it on."""
         remote = request.remote
-        if remote is None or not self._is_trusted(remote):
+        if remote is None or not self.is_trusted(remote):
             return remote
         lines = request.headers.getall("X-Forwarded-For", [])
         hops = [hop.strip() for line in lines for hop in line.split(",")]
@@ -71,11 +71,12 @@ class Proxies:
                 # What stands further left came with it, from who knows whom.
                 return remote
             remote = str(address)
-            if not self._is_trusted(remote):
+            if not self.is_trusted(remote):
                 return remote
         return remote
 
-    def _is_trusted(self, text: str) -> bool:
+    def is_trusted(self, text: str) -> bool:
+        """Whether an address is a trusted proxy's."""
         address = find_ip(text.partition("%")[0])
         if address is None:
             return False

@@ -29,6 +29,7 @@ from node.book import Book
 from node.config import Settings, default_data_dir, load_settings, split_host_port
 from node.datadir import load_token, remove_node_file, write_node_file
 from node.discovery import Discovery, wants_mdns
+from node.gate import Gate
 from node.logs import set_up_logs
 from node.node import Node
 from node.proxy import Proxies
@@ -62,7 +63,7 @@ async def open_ports(node: Node, settings: Settings) -> AsyncIterator[dict[str, 
         peer, host = "", ""
         if settings.listen:
             app = make_peer_app(node)
-            host, node.peer_port = await _open(stack, app, settings.listen, "--listen", proxies, tls)
+            host, node.peer_port = await _open(stack, app, settings.listen, "--listen", proxies, tls, node.guards.gate)
             peer = _format_url(host, node.peer_port, is_https=tls is not None)
         if tls is not None:
             await _run_aside(stack, tls.follow())
@@ -108,6 +109,7 @@ async def _open(
     what: str,
     proxies: Proxies,
     tls: ServerTls | None = None,
+    gate: Gate | None = None,
 ) -> tuple[str, int]:
     """Listen at an address; returns host and port."""
     host, port = split_host_port(where, what)
@@ -122,7 +124,7 @@ async def _open(
     proxies.install(runner.server)
     try:
         server = await asyncio.get_running_loop().create_server(
-            partial(_Door, runner.server),
+            partial(_Door, runner.server, gate, proxies),
             host or None,
             port,
             reuse_address=True,
@@ -139,18 +141,28 @@ async def _open(
 class _Door(asyncio.Protocol):
     """Hands a new connection to the server, or ends it when there are as many as one port takes."""
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: web.Server, gate: Gate | None, proxies: Proxies) -> None:
+        """`gate`: that of the peer port; without one connections are only counted."""
         self._server = server
+        self._gate = gate
+        self._proxies = proxies
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Decide; connections that come at once are counted one after the other."""
         assert isinstance(transport, asyncio.Transport)
-        if len(self._server.connections) >= CONNECTIONS_MAX:
+        if not self._is_let_in(transport):
             transport.abort()
             return
         handler = self._server()
         transport.set_protocol(handler)
         handler.connection_made(transport)
+
+    def _is_let_in(self, transport: asyncio.Transport) -> bool:
+        if self._gate is None:
+            return len(self._server.connections) < CONNECTIONS_MAX
+        host = str((transport.get_extra_info("peername") or ("",))[0])
+        # Behind a proxy many people come from one address; they are told apart when they ask for `/sync`.
+        return self._gate.knock(transport, "" if self._proxies.is_trusted(host) else host)
 
 
 def _format_url(host: str, port: int, is_https: bool = False) -> str:

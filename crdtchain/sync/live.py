@@ -11,6 +11,7 @@ A byte of live ops costs credit, which comes back when it is stored on the other
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import Final
 
 from crdtchain import limits
@@ -25,6 +26,16 @@ CREDIT_STEP: Final = 64 * 1024
 ANNOUNCED_MAX: Final = limits.BYTES_MAX // PREFIX_BYTES
 _KNOWN_MAX: Final = 4_096
 _ID_PREFIX: Final = 4
+
+
+class Urgency(Enum):
+    """How new ops go to a peer."""
+
+    OWN = "own"
+    """At once: nobody else can bring them. So the eager links of many sources need not all meet."""
+    AS_WANTED = "as wanted"
+    """At once over eager links, announced over the others."""
+    ANNOUNCED = "announced"
 
 
 class Live:
@@ -52,10 +63,10 @@ class Live:
         while len(self._known) > _KNOWN_MAX:
             del self._known[next(iter(self._known))]
 
-    def push(self, ops: Sequence[tuple[OpId, bytes]], is_lazy: bool = False) -> list[bytes]:
-        """Take new ops, ids and blocks; returns the blocks that are to be sent now. `is_lazy`: announce them."""
+    def push(self, ops: Sequence[tuple[OpId, bytes]], urgency: Urgency = Urgency.AS_WANTED) -> list[bytes]:
+        """Take new ops, ids and blocks; returns the blocks that are to be sent now, the others are announced."""
         fresh = [(op, block) for op, block in ops if op not in self._known]
-        if is_lazy or not self.is_eager:
+        if urgency is Urgency.ANNOUNCED or (urgency is Urgency.AS_WANTED and not self.is_eager):
             for op, _ in fresh:
                 prefix = op[_ID_PREFIX : _ID_PREFIX + PREFIX_BYTES]
                 self._announced[prefix] = op

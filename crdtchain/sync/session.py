@@ -34,7 +34,7 @@ from crdtchain import codec, limits
 from crdtchain.errors import PeerError
 from crdtchain.scalars import Author, BlobId, OpId
 from crdtchain.sync.holdings import EVERYTHING, Holdings
-from crdtchain.sync.live import ANNOUNCED_MAX, Live, split_prefixes
+from crdtchain.sync.live import ANNOUNCED_MAX, Live, Urgency, split_prefixes
 from crdtchain.sync.messages import (
     ADDRESSES_MAX,
     Addresses,
@@ -100,7 +100,7 @@ class _Plan(Struct):
     """Whether nothing is left to read."""
 
 
-_NEGOTIATING: Final = (Tree, TreeReply, Get, Announce, Graft, Prune, Probe, Addresses)
+_NEGOTIATING: Final = (Tree, TreeReply, Get, More, Credit, Announce, Graft, Prune, Probe, Addresses)
 
 
 class Session:
@@ -119,6 +119,8 @@ class Session:
         self.peer_count = 0
         """What the other side held when it last said."""
         self.traffic = Traffic()
+        self.received_kind = ""
+        """The name of the message that came last, in small letters."""
         self.live = Live()
         self.pulling = Pull(seed)
         self._plan: _Plan | None = None
@@ -208,6 +210,7 @@ class Session:
             PeerError: the peer broke the protocol, or is of another version or network.
         """
         head, blocks = decode_frame(frame)
+        self.received_kind = type(head).__name__.lower()
         self.traffic.received_bytes += len(frame)
         if isinstance(head, _NEGOTIATING):
             self._charge(len(frame))
@@ -359,6 +362,8 @@ class Session:
     def _receive_ops(self, ops: Ops, blocks: list[bytes]) -> list[Output]:
         self.traffic.received_ops += len(blocks)
         if not ops.request:
+            if not blocks:
+                raise PeerError("the peer sent a page of live ops without any", "unasked")
             self.traffic.live_copies += len(blocks)
             self.live.note_come(sum(map(len, blocks)))
             return [Take(0, blocks, True)]
@@ -449,7 +454,7 @@ class Session:
 
     # -- live --
 
-    def push(self, ops: Sequence[tuple[OpId, bytes]], is_lazy: bool = False) -> list[Output]:
+    def push(self, ops: Sequence[tuple[OpId, bytes]], urgency: Urgency = Urgency.AS_WANTED) -> list[Output]:
         """Send or announce new ops, ids and blocks, as far as the peer keeps them and is not known to hold them."""
         if self.peer is None or not self.is_ready:
             return []
@@ -458,7 +463,7 @@ class Session:
             return []
         scope = self.peer.scope
         within = ops if scope == EVERYTHING else [pair for pair in ops if self._holdings.is_within(scope, pair[0])]
-        return self._send_live(self.live.push(within, is_lazy))
+        return self._send_live(self.live.push(within, urgency))
 
     def _send_live(self, blocks: list[bytes]) -> list[Output]:
         outputs: list[Output] = []
