@@ -1,7 +1,8 @@
 """Benchmarks of many nodes on real sockets: how ops spread, what rest costs, and what a hostile peer costs others.
 
-Nodes are put into few processes, each with its own folder, key, ledger, peer port and connections; only the two honest
-nodes beside a hostile one, and the idle one, are processes of their own, as the program runs them.
+Where it is measured how ops spread each node is a process of its own that holds the parts of the program (`Node`, peer
+port) and notes when an op is stored; the peers of the idle node share one process; the two honest nodes beside a
+hostile peer, and the idle one, are the program itself.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from node.serve import GARBAGE_OBJECTS
 from node.server.app import make_peer_app
 
 ROOT: Final = Path(__file__).parent.parent
-PROCESSES: Final = 2
 NODES: Final = 20
 OPS_S: Final = 50
 WRITE_S: Final = 20
@@ -153,9 +153,10 @@ class Crowd:
             await asyncio.sleep(0.02)
             self.lags.append(time.monotonic() - due_s)
 
-    def count_received(self) -> int:
-        """Return how many ops came over all connections, those included that were here already."""
-        return sum(link.session.traffic.received_ops for node in self.nodes for link in node.peers.links.values())
+    def count_received(self) -> tuple[int, int]:
+        """Return how many ops came over all connections, those that were here already among them; and of them, live."""
+        traffics = [link.session.traffic for node in self.nodes for link in node.peers.links.values()]
+        return sum(traffic.received_ops for traffic in traffics), sum(traffic.live_copies for traffic in traffics)
 
     def is_linked(self) -> bool:
         """Return whether each node has all its connections."""
@@ -172,7 +173,7 @@ async def run_crowd(plan: dict[str, Any]) -> None:
             await asyncio.sleep(0.1)
         print("linked", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
-        received, started_s = crowd.count_received(), time.process_time()
+        (received, live), started_s = crowd.count_received(), time.process_time()
         if plan["ops_s"]:
             lag = asyncio.create_task(crowd.watch_lag())
             await crowd.write(plan["ops_s"], plan["seconds"])
@@ -181,7 +182,8 @@ async def run_crowd(plan: dict[str, Any]) -> None:
         report = {
             "asked": crowd.asked,
             "stored": crowd.stored,
-            "received": crowd.count_received() - received,
+            "received": crowd.count_received()[0] - received,
+            "live": crowd.count_received()[1] - live,
             "refused": crowd.refused,
             "lags": crowd.lags,
             "cpu_s": time.process_time() - started_s,
@@ -247,6 +249,7 @@ async def spread(count: int, processes: int, ops_s: float, seconds: float) -> di
         "missing": len(asked) - len(whole),
         "times": sorted(whole.values()),
         "copies": sum(report["received"] for report in reports) / max(1, len(asked)) / (count - 1),
+        "live_copies": sum(report["live"] for report in reports) / max(1, len(asked)) / (count - 1),
         "cpu_s": sum(report["cpu_s"] for report in reports),
         "lags": sorted(lag for report in reports for lag in report["lags"]),
     }
@@ -255,7 +258,7 @@ async def spread(count: int, processes: int, ops_s: float, seconds: float) -> di
 @benchmark
 def spreading(_history: Path) -> list[Figure]:
     """Twenty nodes, each linked with four others at random, 50 ops a second for 20 s, all on this machine."""
-    found = asyncio.run(spread(NODES, PROCESSES, OPS_S, WRITE_S))
+    found = asyncio.run(spread(NODES, NODES, OPS_S, WRITE_S))
     share = found["cpu_s"] / (WRITE_S + SETTLE_S) / (psutil.cpu_count() or 1)
     lags = {percent: percentile(found["lags"], percent) * 1e3 for percent in (50, 99)}
     return [
@@ -265,7 +268,7 @@ def spreading(_history: Path) -> list[Figure]:
                 percentile(found["times"], percent) * 1e3,
                 "ms",
                 lags[percent],
-                "how late a process of ten nodes is",
+                "how late the loop of a node is",
             )
             for percent in (50, 99)
         ),
@@ -273,6 +276,7 @@ def spreading(_history: Path) -> list[Figure]:
             "ops that were not everywhere after 10 s", found["missing"] + found["refused"], "", found["asked"], "ops"
         ),
         Figure("copies of an op that a node received", found["copies"], "", 1, "one copy"),
+        Figure("of them, not asked for by a pull", found["live_copies"], ""),
         Figure("CPU of all nodes", share * 100, "%", 100, "all cores"),
     ]
 
