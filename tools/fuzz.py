@@ -1,6 +1,6 @@
 """Throw damaged bytes at every parser of strangers' bytes: only typed errors may come out, and soon.
 
-    python -m tools.fuzz                        a minute on all parsers
+    python -m tools.fuzz                        a minute on all parsers, and on a session that is lied to
     python -m tools.fuzz --seconds 600 op       ten minutes on one
     python -m tools.fuzz --seed 7               the same inputs again
 
@@ -26,8 +26,11 @@ from crdtchain.adapters.models import parse_model, parse_predictions
 from crdtchain.errors import CrdtchainError
 from crdtchain.learning.schema import ArraySpec, ModelSchema
 from crdtchain.shapes import decode_op
-from crdtchain.sync.messages import Get, Heads, Ops, decode_frame, encode_frame, join_ids
+from crdtchain.sync.messages import Get, Tree, TreeReply, decode_frame, encode_frame
+from crdtchain.sync.reconcile import Tags, answer, prepare_parts
+from crdtchain.sync.regions import decode_items, encode_items
 from tests.builders import bulk_history
+from tests.sync_pair import End, TableShelf, connect
 
 SLOW_S: Final = 0.5
 """Far above what any input takes; a busy machine must not look like a fault."""
@@ -49,19 +52,74 @@ def make_predictions() -> bytes:
     return file.getvalue()
 
 
+def make_shelves() -> list[TableShelf]:
+    """Return two replicas with a few hundred ops, of which each lacks some."""
+    keys = [f"{place // 3:010x}{sha256(str(place).encode()).hexdigest()}" for place in range(400)]
+    return [TableShelf([key for place, key in enumerate(keys) if place % share]) for share in (7, 11)]
+
+
+def record_talk() -> list[bytes]:
+    """Return the frames of an honest conversation, as the dialler gets them."""
+    one, other = make_shelves()
+    dialler, listener = connect(one, other)
+    frames: list[bytes] = []
+    while dialler.out or listener.out:
+        while dialler.out:
+            listener.receive(dialler.out.popleft())
+        while listener.out:
+            frames.append(listener.out.popleft())
+            dialler.receive(frames[-1])
+    return frames
+
+
+def join_frames(frames: Sequence[bytes]) -> bytes:
+    """Put frames together, each behind its length."""
+    return b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
+
+
+def play_talk(data: bytes) -> None:
+    """Give a session the frames of a conversation, and let it do what it wants to, until it has had enough."""
+    shelf = make_shelves()[0]
+    end: End = connect(shelf, TableShelf())[0]
+    end.is_honest = False
+    start = 0
+    while start + 4 <= len(data):
+        size = int.from_bytes(data[start : start + 4], "big")
+        end.receive(data[start + 4 : start + 4 + size])
+        start += 4 + size
+
+
+def take_items(data: bytes) -> None:
+    """Decode items, and take them as a question and as parts to get."""
+    items = decode_items(data)
+    if encode_items(items) != data:
+        raise AssertionError("encodes to other bytes")
+    tree = _SHELF.holdings.tree()
+    prepare_parts(tree, Tags(bytes(16)), answer(tree, bytes(16), items).lacking)
+
+
+_SHELF: Final = make_shelves()[0]
+
+
+def take_frame(data: bytes) -> None:
+    """Decode a frame, which has one encoding."""
+    head, blocks = decode_frame(data)
+    if encode_frame(head, blocks) != data:
+        raise AssertionError("encodes to other bytes")
+
+
 def make_targets() -> dict[str, tuple[Callable[[bytes], object], Sequence[bytes]]]:
     """Return each parser with valid inputs to start from."""
     blocks = [signed.block for signed in bulk_history(jobs=1)]
-    ids = join_ids([codec.compute_op_id(block) for block in blocks])
-    frames = [
-        encode_frame(Heads(heads=ids, count=len(blocks))),
-        encode_frame(Get(request=1, want=ids[:36], have=ids)),
-        encode_frame(Ops(request=1, last=True, sizes=tuple(map(len, blocks[:9]))), blocks[:9]),
-    ]
+    frames = record_talk()
+    heads = [decode_frame(frame)[0] for frame in frames]
+    items = [head.items for head in heads if isinstance(head, Tree | TreeReply | Get) and head.items]
     return {
         "codec": (codec.decode, blocks),
         "op": (decode_op, blocks),
-        "frame": (decode_frame, frames),
+        "frame": (take_frame, frames),
+        "items": (take_items, items),
+        "session": (play_talk, [join_frames(frames), join_frames(frames[:3])]),
         "model": (lambda data: parse_model(data, SCHEMA), [make_model()]),
         "predictions": (lambda data: parse_predictions(data, 4_096), [make_predictions()]),
     }

@@ -12,7 +12,7 @@ from crdtchain.sync.reconcile import REGIONS_MAX, Selection, Tags, Walk, answer,
 from crdtchain.sync.regions import BranchView, Part, decode_items, encode_items
 from crdtchain.sync.session import BUDGET_BYTES, BUDGET_OP_BYTES
 from crdtchain.sync.tree import RangeTree
-from tests.property.test_sync_tree import CROWDS, Table
+from tests.property.test_sync_tree import CROWDS, RNGS, Table
 from tests.sync_pair import TableShelf, connect, settle, talk
 
 SPLIT = st.sampled_from(["random", "newest", "oldest", "few of mine", "few of theirs", "one each", "halves", "digits"])
@@ -69,7 +69,7 @@ def get_all(tree: RangeTree, server: RangeTree, salt: bytes, parts: list[Part]) 
     return found
 
 
-@given(CROWDS, SPLIT, st.randoms(use_true_random=False))
+@given(CROWDS, SPLIT, RNGS)
 def test_one_walk_finds_what_both_lack_and_nothing_else(
     crowds: list[tuple[int, str]], how: str, rng: random.Random
 ) -> None:
@@ -103,7 +103,7 @@ def test_one_walk_finds_what_both_lack_and_nothing_else(
     assert mine == theirs == set(numbers.values())
 
 
-@given(CROWDS, SPLIT, st.randoms(use_true_random=False), st.sampled_from([0, 300, 40_000]))
+@given(CROWDS, SPLIT, RNGS, st.sampled_from([0, 300, 40_000]))
 def test_two_sessions_come_to_hold_the_same_and_no_op_is_sent_to_who_has_it(
     crowds: list[tuple[int, str]], how: str, rng: random.Random, padding: int
 ) -> None:
@@ -118,7 +118,7 @@ def test_two_sessions_come_to_hold_the_same_and_no_op_is_sent_to_who_has_it(
         assert end.session.traffic.negotiated_bytes <= BUDGET_BYTES + BUDGET_OP_BYTES * sum(lacking)
 
 
-@given(CROWDS, SPLIT, st.randoms(use_true_random=False), st.booleans())
+@given(CROWDS, SPLIT, RNGS, st.booleans())
 def test_a_connection_that_breaks_anywhere_is_gone_on_with(
     crowds: list[tuple[int, str]], how: str, rng: random.Random, is_within_page: bool
 ) -> None:
@@ -147,7 +147,7 @@ def test_a_connection_that_breaks_anywhere_is_gone_on_with(
     assert got == lacking
 
 
-@given(CROWDS, SPLIT, st.randoms(use_true_random=False))
+@given(CROWDS, SPLIT, RNGS)
 def test_ops_that_come_meanwhile_are_not_lost(crowds: list[tuple[int, str]], how: str, rng: random.Random) -> None:
     table = Table(rng, crowds)
     later, keys = table.keys[::3], [key for place, key in enumerate(table.keys) if place % 3]
