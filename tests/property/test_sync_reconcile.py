@@ -193,3 +193,26 @@ def test_a_walk_over_full_leaves_asks_no_more_than_a_message_holds() -> None:
         lacking.extend(reply.lacking)
     wanted = len(mine) - len(theirs)
     assert len(get_all(theirs.holdings.tree(), mine.holdings.tree(), bytes(16), lacking)) == wanted < REGIONS_MAX
+
+
+def test_what_equal_tags_hide_the_next_walk_finds() -> None:
+    salt, seen = bytes(16), dict[bytes, str]()
+    tags = Tags(salt)
+    for number in range(2**20):
+        digest = sha256(number.to_bytes(8, "big")).digest()
+        other = seen.setdefault(tags.tag(digest), digest.hex())
+        if other != digest.hex():
+            break
+    else:
+        raise AssertionError("a million tags of four bytes are sure to collide")
+    shared = [f"{5:010x}{sha256(bytes([place])).hexdigest()}" for place in range(20)]
+    mine = TableShelf([*shared, f"{5:010x}{other}"])
+    theirs = TableShelf([*shared, f"{5:010x}{digest.hex()}"])
+    for walk_salt, is_found in ((salt, False), (bytes(15) + b"x", True)):
+        walk = Walk(mine.holdings.tree(), walk_salt)
+        lacking: list[Part] = []
+        while (question := walk.ask()) is not None:
+            reply = answer(theirs.holdings.tree(), walk_salt, decode_items(question))
+            walk.take(decode_items(reply.items), reply.answered)
+            lacking.extend(reply.lacking)
+        assert [bool(walk.lacking), bool(lacking)] == [is_found, is_found]
