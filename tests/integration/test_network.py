@@ -20,11 +20,15 @@ import pytest
 from yarl import URL
 
 from crdtchain import limits
-from crdtchain.codec import format_did
-from crdtchain.errors import CrdtchainError
+from crdtchain.codec import compute_op_id, format_did
+from crdtchain.errors import CrdtchainError, PeerError
+from crdtchain.scalars import OpId
+from crdtchain.sync.messages import Announce, Get, Ops, Probe, Tree
+from crdtchain.sync.regions import LeafView, Whole, encode_items
 from node.datadir import create_data, found_network, join_network
 from tests.integration.netns import PREFIX, Net, Proxies, can_make_namespaces, open_net, run_ip, sweep
 from tests.integration.node_process import NodeProcess, wait_equal, wait_until
+from tests.integration.raw_peer import RawClosedError, connect_raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
@@ -126,7 +130,7 @@ async def open_network(folder: Path, net: Net) -> AsyncIterator[Network]:
 # -- hostile peers: each attack is one connection's life, repeated until the network has healed --
 
 Attack = Callable[[URL, random.Random], Awaitable[None]]
-"""Gets the URL of a peer port. Attacks that speak the protocol belong into ATTACKS too."""
+"""Gets the URL of a peer port. Whatever a stranger can do belongs into ATTACKS."""
 
 
 async def throw_garbage(url: URL, rng: random.Random) -> None:
@@ -193,7 +197,43 @@ async def ask_for_nothing(url: URL, rng: random.Random) -> None:
         await asyncio.sleep(2)
 
 
-ATTACKS: tuple[Attack, ...] = (throw_garbage, throw_large_frames, cut_frames_short, read_nothing, ask_for_nothing)
+async def fetch_network(url: URL) -> OpId:
+    """Return the id of a node's network, as any stranger may."""
+    async with aiohttp.ClientSession() as http, http.get(url / "genesis") as response:
+        return compute_op_id(await response.read())
+
+
+async def talk_on(url: URL, rng: random.Random) -> None:
+    """Prove a key, and then say what a peer may say, about nothing, until the node has had enough."""
+    async with connect_raw(str(url).rstrip("/"), await fetch_network(url)) as peer:
+        await peer.shake_hands()
+        for turn in range(500):
+            kind = rng.randrange(5)
+            if kind == 0:
+                await peer.send(Probe(rng.randbytes(32), rng.randrange(10**6)))
+            elif kind == 1:
+                await peer.send(Announce(rng.randbytes(8 * rng.randrange(1, 200))))
+            elif kind == 2:
+                await peer.send(Tree(b"", rng.randbytes(16), encode_items([LeafView("", (rng.randbytes(4),))])))
+            elif kind == 3:
+                await peer.send(Get(turn + 1, b"", rng.randbytes(16), encode_items([Whole("", 2**16 - 1)])))
+            else:
+                await peer.send(Ops(0, False, (40,)), [rng.randbytes(40)])
+        await peer.wait_closed(10)
+
+
+ATTACKS: tuple[Attack, ...] = (
+    throw_garbage,
+    throw_large_frames,
+    cut_frames_short,
+    read_nothing,
+    ask_for_nothing,
+    talk_on,
+)
+
+
+REFUSED = (PeerError, RawClosedError, AssertionError)
+"""How `RawPeer` says that the node did not go along."""
 
 
 async def repeat(attack: Attack, url: URL, seed: int) -> None:
@@ -201,7 +241,7 @@ async def repeat(attack: Attack, url: URL, seed: int) -> None:
     rng = random.Random(seed)
     while True:
         # What the node does with the connection is its own affair.
-        with contextlib.suppress(aiohttp.ClientError, OSError, EOFError, TypeError, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, EOFError, TypeError, TimeoutError, *REFUSED):
             async with asyncio.timeout(15):
                 await attack(url, rng)
         await asyncio.sleep(0.05)
