@@ -17,7 +17,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Set
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -40,7 +40,6 @@ ALREADY_CONNECTED: Final = "already connected"
 OUTBOUND_MAX: Final = 8
 TRYING_MAX: Final = 4
 """Addresses tried at once, besides configured ones."""
-BACKOFF_S: Final = (0.25, 30.0)
 TICK_S: Final = 0.5
 LOOK_S: Final = 2.0
 """So often files and the machine's addresses are looked at, and the book is written."""
@@ -319,27 +318,7 @@ def _is_stranded(socket: aiohttp.ClientWebSocketResponse) -> bool:
     return isinstance(name, tuple) and not is_local_address(str(name[0]))
 
 
-async def dial(http: aiohttp.ClientSession, text: str, talk: Talk, failures: MutableMapping[str, str]) -> None:
-    """Keep a connection to a configured peer: for ever, with a growing pause between attempts."""
-    url, pause_s = parse_peer_url(text), BACKOFF_S[0]
-    while True:
-        started_s = time.monotonic()
-        try:
-            async with asyncio.timeout(limits.HANDSHAKE_S):
-                socket = await http.ws_connect(
-                    url / "sync", compress=0, max_msg_size=limits.FRAME_BYTES_MAX + 1, heartbeat=limits.PING_S
-                )
-            failures.pop(text, None)
-            failures[text] = await talk(socket, str(url), is_configured=True)
-        except (OSError, aiohttp.ClientError, TimeoutError, PeerError) as error:
-            failures[text] = f"nobody answers at {url}: {error}" if str(error) else f"nobody answers at {url}"
-        if time.monotonic() - started_s > 5:
-            pause_s = BACKOFF_S[0]
-        await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
-        pause_s = min(2 * pause_s, BACKOFF_S[1])
-
-
-def describe_book(book: Book) -> Sequence[dict[str, object]]:
+def describe_book(book: Book) -> list[dict[str, str | int | None]]:
     """Return the book for people: addresses, where they are from, how they did."""
     rows = sorted(book.rows.values(), key=lambda row: (row.source != Source.CONFIGURED, -row.success_ms, row.url))
     return [

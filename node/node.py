@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-import aiohttp
 from yarl import URL
 
 from crdtchain import codec
+from crdtchain.adapters.address_book import SqliteAddresses
 from crdtchain.adapters.data_folder import DataFolderLock
 from crdtchain.adapters.keys import SigningKey
 from crdtchain.adapters.penalties import SqlitePenalties
@@ -35,12 +38,16 @@ from crdtchain.sync.holdings import Holdings
 from crdtchain.sync.messages import PROTOCOL_VERSION, BlobGet, Hello
 from crdtchain.sync.pull import Trip
 from crdtchain.sync.session import Session
+from node.addresses import parse_peer_url
 from node.admission import LinkPace
+from node.allow import REFUSED, Allow
 from node.blobs import Blobs
 from node.blobs.sources import BlobPeer
+from node.book import Book, pick_addresses_to_tell
 from node.config import Settings
-from node.datadir import BLOBS_FOLDER, load_key
-from node.dialer import dial
+from node.datadir import BLOBS_FOLDER, PEERS_FILE, load_key, write_private
+from node.dialer import Dialer
+from node.dialing import make_http
 from node.events import PeerConnected, PeerDropped, SyncProgress
 from node.guards import Guards
 from node.intake import Intake
@@ -48,8 +55,13 @@ from node.ledger_file import open_ledger
 from node.link import Link
 from node.partial import EVERYTHING, Partial, choose_selector, load_selector
 from node.peers import Peers
+from node.place import WARNING as PLACE_WARNING
+from node.place import Place
 from node.runtime import Runtime
+from node.tls import make_client_context
 
+TELL_S = 600.0
+"""So often a peer is told addresses."""
 SLOW_START_S = 0.5
 """After a start that took longer a snapshot is saved at the stop, even when nothing has come."""
 COOL_S = 30.0
@@ -88,7 +100,21 @@ class Node:
         self._key = key
         self.peer_port = 0
         """The port on which other nodes find this one; 0: none."""
-        self.runtime.on_stored = self.peers.push
+        self.allow = Allow.open(folder, settings.allow)
+        self.place = Place(folder, store, write_private)
+        self.book = Book(SqliteAddresses.of(store), lambda: time.time_ns() // 1_000_000)
+        self.blobs.tls_context = tls = make_client_context(settings.tls_ca)
+        self.dialer = Dialer(
+            self.book,
+            self.peers.talk,
+            partial(make_http, tls),
+            settings,
+            self.peers.is_connected,
+            own=key.author,
+            peers_file=folder / PEERS_FILE,
+        )
+        self.peers.failures = self.dialer.failures
+        self.runtime.on_stored = self._on_stored
         self.runtime.on_wanted = self._want
         self.runtime.is_catching_up = lambda: self.peers.is_fetching
         self.runtime.find_models = lambda: self.blobs.commitments(self.author)
@@ -97,6 +123,7 @@ class Node:
         self.blobs.find_links = self.peers.ready
         self.blobs.find_port = self._find_blob_port
         self._named: tuple[int, frozenset[bytes]] = 0, frozenset()
+        self._is_unsettled = False
 
     @classmethod
     @asynccontextmanager
@@ -130,20 +157,71 @@ class Node:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as group:
-            if self.settings.peers:
+        await self.book.load()
+        suspicion = await self._check_place()
+        async with asyncio.TaskGroup() as group:
+            if suspicion and not self.settings.force_offline:
+                self.runtime.hold_signing(f"a peer's copy of the own chain: {suspicion}")
+            elif self._has_configured_peers():
                 self.runtime.hold_signing("a configured peer's copy of the own chain")
                 group.create_task(self._stop_waiting())
             background = [group.create_task(self.runtime.run()), group.create_task(self.peers.watch())]
             background.append(group.create_task(self.guards.run(self._take, self._penalties)))
-            background.extend(
-                group.create_task(dial(http, peer, self.peers.talk, self.peers.failures))
-                for peer in self.settings.peers
-            )
+            background.append(group.create_task(self.dialer.run()))
+            background.append(group.create_task(self._tell_and_check()))
             try:
                 yield
             finally:
                 await self._stop(background)
+
+    def _has_configured_peers(self) -> bool:
+        return bool(self.settings.peers) or (self.folder / PEERS_FILE).exists()
+
+    async def _check_place(self) -> str:
+        """Return why the data folder looks copied or restored, after which nothing is signed without a peer's word."""
+        tip = await self.store.own_tip(self.author)
+        reason = await self.place.check(0 if tip is None else tip.seq + 1)
+        if reason and self.settings.force_offline:
+            log.warning("%s.", PLACE_WARNING.format(reason=reason))
+        if not reason or self.settings.force_offline:
+            await self.place.settle()
+            return ""
+        log.warning(
+            "The data folder looks copied or restored (%s): nothing is signed before a peer is in step.", reason
+        )
+        self._is_unsettled = True
+        return f"the data folder looks copied or restored ({reason}); --force-offline signs without it, at your risk"
+
+    async def _settle(self) -> None:
+        """Note that the data folder is right where it is, once a peer's word has ended the waiting."""
+        if self._is_unsettled and not self.runtime.waits_for_tip:
+            self._is_unsettled = False
+            tip = await self.store.own_tip(self.author)
+            self.place.reset_signed(0 if tip is None else tip.seq + 1)
+            await self.place.settle()
+
+    def _on_stored(self, ops: Sequence[SignedOp], source: str) -> None:
+        self.peers.push(ops, source)
+        for signed in ops:
+            if signed.op.author == self.author:
+                self.place.note_signed(signed.op.seq + 1)
+
+    async def _tell_and_check(self) -> None:
+        """Tell peers addresses, and drop those that are not allowed any more."""
+        told: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(1)
+            self._note_synced()
+            await self._settle()
+            for link in self.peers.ready():
+                if not self.allow.is_allowed(link.node):
+                    link.drop(REFUSED)
+                elif time.monotonic() - told.get(link.name, -1e9) > TELL_S:
+                    told[link.name] = time.monotonic()
+                    urls = pick_addresses_to_tell(self.book, link.address, self.settings.public_url, link.node)
+                    if urls:
+                        link.act(partial(link.session.tell, urls))
+            told = {name: at for name, at in told.items() if name in self.peers.links}
 
     async def say_goodbye(self) -> None:
         """End connections and streams of events, so that open requests end too; doing it twice is no fault."""
@@ -154,6 +232,7 @@ class Node:
     async def _stop(self, background: Sequence[asyncio.Task[None]]) -> None:
         await self.say_goodbye()
         await self.runtime.stop()
+        await self._settle()
         for task in background:
             task.cancel()
         self.intake.close()
@@ -211,9 +290,19 @@ class Node:
             count=0,
             scope=b"",
             time_ms=self.runtime.now_ms(),
-            blobs=f":{self.peer_port}" if self.peer_port else "",
+            blobs=self._describe_port(),
         )
         return Session(self.holdings, hello, is_dialler, secrets.token_bytes(32))
+
+    def _describe_port(self) -> str:
+        """Return where this node serves blobs, as seen from outside, without a host."""
+        if self.settings.public_url:
+            url = parse_peer_url(self.settings.public_url)
+            return f"{url.scheme}://:{url.port}{url.path.rstrip('/')}"
+        if not self.peer_port:
+            return ""
+        scheme = "https" if self.settings.tls_cert else "http"
+        return f"{scheme}://:{self.peer_port}{self.settings.path_prefix.rstrip('/')}"
 
     def sign(self, message: bytes) -> bytes:
         """Sign what proves this node's key to a peer."""
@@ -298,6 +387,11 @@ class Node:
         Raises:
             PeerError: it is not wanted.
         """
+        self.allow.check(link.node)
+        if link.is_dialler:
+            self.dialer.note_node(link.address, link.node)
+        elif link.session.peer is not None and (url := _find_port(link.session.peer.blobs, link.address)):
+            self.book.note_inbound(str(url), link.node)
         self.peers.choose(link)
         assert link.session.peer is not None
         self.guards.note_ready(link.name, link.node, link.session.peer.time_ms, link.is_dialler)
@@ -336,6 +430,7 @@ class Node:
 
     def on_told(self, link: Link, urls: Sequence[str]) -> None:
         """Note where other nodes answer, says a peer."""
+        self.book.note_told(urls, link.node, link.address)
 
     def _cool_down(self) -> None:
         if not self.peers.is_fetching:
@@ -368,10 +463,13 @@ class Node:
         return list(found)
 
 
+_PORT: Final = re.compile(r"(https?)://:([0-9]{1,5})((?:/[A-Za-z0-9._~-]{1,64}){0,4})")
+
+
 def _find_port(blobs: str, address: str) -> URL | None:
     """Return the address of a peer that dialled in, from what it says and where it was seen."""
-    host, _, port = blobs.rpartition(":")
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536 or not (host or address):
+    found = _PORT.fullmatch(blobs)
+    if found is None or not 0 < int(found[2]) < 65_536 or not address or ".." in found[3]:
         return None
-    # Only the port is taken from the peer: a host of its choice would let it aim this node's requests at others.
-    return URL.build(scheme="http", host=address, port=int(port))
+    # The host is not taken from the peer: one of its choice would let it aim this node's requests at others.
+    return URL.build(scheme=found[1], host=address, port=int(found[2]), path=found[3])

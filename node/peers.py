@@ -29,6 +29,7 @@ from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author
 from crdtchain.sync.live import Urgency
 from crdtchain.sync.session import BUDGET_OP_BYTES, Session
+from node.dialer import ALREADY_CONNECTED
 from node.gate import Direction, Entry, Gate
 from node.link import Link, LinkOwner, Socket
 
@@ -55,7 +56,6 @@ PULL_PAUSE_S: Final = 0.25
 """One peer is asked again after so long, if the last time brought nothing."""
 ANNOUNCED_PULL_MAX: Final = 1_000
 ENDED_MAX: Final = 64
-ALREADY_CONNECTED: Final = "already connected"
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from crdtchain import limits
 from crdtchain.adapters.keys import self_test
 from crdtchain.codec import format_cid, format_did
 from crdtchain.errors import CrdtchainError, UsageError
-from node.book import Book
 from node.config import Settings, default_data_dir, load_settings, split_host_port
 from node.datadir import load_token, remove_node_file, write_node_file
 from node.discovery import Discovery, wants_mdns
@@ -97,9 +96,8 @@ def _reload_on_hangup(stack: contextlib.AsyncExitStack, tls: ServerTls) -> None:
 
 
 def _make_discovery(node: Node, host: str, is_https: bool) -> Discovery:
-    network, book = node.runtime.ledger.params.network, getattr(node, "book", None)
-    note = book.note_local if isinstance(book, Book) else lambda url: None
-    return Discovery(network, node.author, note, port=node.peer_port, host=host, is_https=is_https)
+    network = node.runtime.ledger.params.network
+    return Discovery(network, node.author, node.book.note_local, port=node.peer_port, host=host, is_https=is_https)
 
 
 async def _open(

@@ -60,7 +60,8 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, ta
     time_ms: Annotated[int, Meta(ge=0, le=limits.TIME_MAX_MS)]
     """The sender's clock, ms since the Unix epoch."""
     blobs: Annotated[str, Meta(max_length=TEXT_MAX)]
-    """`host:port` of the sender's peer port, host empty for "where you see me from"; empty: it serves no blobs."""
+    """Where the sender serves blobs, without a host, which is where it is seen from: `http://:8470`, `https://:443/path`;
+    empty: it serves none."""
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=1):

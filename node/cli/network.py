@@ -112,7 +112,7 @@ def add_to(app: typer.Typer) -> None:
     def join(shell: Shell, url: Annotated[str, typer.Argument(metavar="URL", help="A node's peer port.")]) -> None:
         """Join the network of a node; the same one again changes nothing."""
         load_key(shell.data, get_passphrase())
-        signed = shell.run(join_network(shell.data, url))
+        signed = shell.run(join_network(shell.data, url, is_kept=True))
         shell.note(f"Now start the node: `crdtchain serve --peer {url}`.")
         shell.show(describe(signed), format_cid(signed.op.id))
 

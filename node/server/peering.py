@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from crdtchain import codec
 from crdtchain.views import Json
+from node.dialer import describe_book
 from node.link import Link
 from node.node import Node
+
+KNOWN_SHOWN = 100
 
 
 def describe_peers(node: Node) -> dict[str, Json]:
@@ -23,6 +26,7 @@ def describe_peers(node: Node) -> dict[str, Json]:
         "connected": [_describe_link(node, link) for link in node.peers.ready()],
         "failed": dict(node.peers.failures),
         "ended": ended,
+        "known": [dict(row) for row in describe_book(node.book)[:KNOWN_SHOWN]],
     }
 
 

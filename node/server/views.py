@@ -10,7 +10,7 @@ from node.server.ws import NODE
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>crdtchain</title>
-<p>This is a crdtchain node; its API is under /api/v1 and described in <a href="/openapi.json">/openapi.json</a>.</p>
+<p>This is a crdtchain node; its API is under /api/v1 and described in <a href="openapi.json">openapi.json</a>.</p>
 </html>
 """
 

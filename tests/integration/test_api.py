@@ -118,7 +118,7 @@ async def check_reads(node: NodeProcess, other: NodeProcess, sent: dict[str, Any
         assert len(await client.accounts()) == 2
         network = await client.network()
         assert network["witnesses"] == [format_did(node.key.author)] and network["tick_ms"] == 200
-        assert (await client.peers()) == {"connected": [], "failed": {}, "ended": []}
+        assert (await client.peers()) == {"connected": [], "failed": {}, "ended": [], "known": []}
 
         async def is_certified() -> bool:
             return bool((await client.op(sent["id"]))["status"] == "certified")
