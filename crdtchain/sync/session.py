@@ -200,7 +200,8 @@ class Session:
             time_ms=hello.time_ms,
             blobs=hello.blobs,
         )
-        self._told_root = self._holdings.note_root()
+        self._told_root = tree.root()
+        self._holdings.note_root()
         return [self._send(self._hello)]
 
     def receive(self, frame: bytes) -> list[Output]:

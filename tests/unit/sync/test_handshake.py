@@ -173,6 +173,13 @@ def test_a_partial_replica_gets_and_gives_what_belongs_to_its_scope(scopes: tupl
     assert all(end.session.is_in_step and not end.copies for end in ends)
 
 
+def test_equal_partial_replicas_need_no_probe() -> None:
+    ends = connect(make_partial(KEYS[:20], b"even"), make_partial(KEYS[:20], b"even"))
+    assert talk(*ends) == 4
+    for end in ends:
+        assert end.session.is_in_step and not end.session.probe()
+
+
 def test_live_ops_go_to_a_partial_replica_if_they_belong_to_its_scope() -> None:
     full, part = make_partial(KEYS[:10], b""), make_partial(KEYS[:10:2], b"even")
     ends = connect(full, part)
