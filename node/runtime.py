@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from crdtchain import agenda, codec, views
 from crdtchain.adapters.keys import SigningKey
@@ -88,7 +88,8 @@ class Runtime:
         self._may_sign.set()
         self._stirred = asyncio.Event()
         self._agenda_stirred = asyncio.Event()
-        self._signing: set[asyncio.Task[SignedOp] | asyncio.Task[None]] = set()
+        self._signing: set[asyncio.Task[Any]] = set()
+        """What must not be cut short."""
         self._is_stopping = False
         self._phases: dict[int, str] = {}
         self._snapshot_at = len(ledger)
@@ -161,6 +162,14 @@ class Runtime:
 
         Returns those that broke a rule, and a future that is done when the others are stored.
         """
+        # The turn may sign first. A caller that goes away, as a connection's does with it, must not give up an op that
+        # is being stored: its seq would be signed a second time.
+        task = asyncio.create_task(self._take(ops, source))
+        self._signing.add(task)
+        task.add_done_callback(self._signing.discard)
+        return await asyncio.shield(task)
+
+    async def _take(self, ops: Sequence[SignedOp], source: str) -> tuple[list[Rejected], asyncio.Future[None]]:
         async with self._turn:
             await self._do_duty()
             effects = self.replica.receive(ops, source, self.now_ms())

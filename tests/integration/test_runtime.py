@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -246,3 +247,47 @@ async def test_a_slow_listener_loses_the_oldest_events_and_learns_how_many() -> 
     found = [event async for event in listener]
     assert found == [Missed(2), *added[2:]]
     assert len(events) == 0
+
+
+def make_chain(genesis: SignedOp, key: SigningKey, count: int) -> list[SignedOp]:
+    """Return profiles of one author, each after the one before."""
+    made: list[SignedOp] = []
+    for seq in range(count):
+        payload = encode_payload(
+            author=key.author,
+            seq=seq,
+            prev=made[-1].op.id if made else None,
+            parents=() if made else [genesis.op.id],
+            time=time.time_ns() // 1_000_000,
+            body=Profile(name=f"name {seq}", about=""),
+        )
+        made.append(decode_op(join_block(payload, key.sign(signing_bytes(genesis.op.id, payload)))))
+    return made
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_ends_while_a_witness_signs_leaves_one_op_for_each_seq(tmp_path: Path) -> None:
+    folder = tmp_path / "witness"
+    key, other = create_data(folder), SigningKey.generate()
+    grants = {key.author: 100, other.author: 100}
+    genesis = await found_network(folder, "test", grants=grants, delta_ms=100, tick_ms=100)
+    made = make_chain(genesis, other, 120)
+    async with Node.open(folder, Settings(witness=True, debounce_ms=5, mdns="off")) as node:
+        for first, second in zip(made[::2], made[1::2], strict=True):
+            await node.runtime.take([first], "peer")
+            # The loop is busy for a moment: a beat is due when the next op comes, before the witness's own task has
+            # had its turn, so that it is signed in the task of the connection.
+            time.sleep(0.007)
+            task = asyncio.create_task(node.runtime.take([second], "peer"))
+            for _ in range(2 + second.op.seq % 5):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.01)
+        await node.runtime.writer.drain()
+        ops = [decode_op(block).op for _, block in await node.store.read(-1, 10_000)]
+    own = [op.seq for op in ops if op.author == key.author]
+    assert len(own) > 10
+    assert sorted(set(own)) == sorted(own)
+    assert len([op for op in ops if op.author == other.author]) == len(made)
