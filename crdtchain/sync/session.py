@@ -128,6 +128,8 @@ class Session:
         """The last request of the peer."""
         self._expected = 0
         """Pages that may still come before another `more`."""
+        self._held = 0
+        """Ops that were here when the request was sent, and those that its pages brought or that came meanwhile."""
         self._mismatches = 0
         self._told_root = b""
         self._budget = BUDGET_BYTES
@@ -231,6 +233,7 @@ class Session:
                 return self._receive_tree(head)
             case TreeReply():
                 self.pulling.trip.received_bytes += len(head.items)
+                self._take_in()
                 return self._go_on(self.pulling.take_reply(head.answered, head.items))
             case Get():
                 return self._receive_get(head)
@@ -353,11 +356,16 @@ class Session:
             raise ValueError("one pull at a time")
         return self._go_on(self.pulling.start(self._holdings.tree(self.pull_scope), self.pull_scope))
 
+    def _take_in(self) -> None:
+        """Take what has come since into the tree that the walk goes by, so that it is not asked for."""
+        self._holdings.tree(self.pull_scope)
+
     def _go_on(self, head: Head | None) -> list[Output]:
         if head is None:
             return [Pulled(self.pulling.trip)]
         if isinstance(head, Get):
             self._expected = PAGES_IN_FLIGHT
+            self._held = len(self._holdings.dag)
         return [self._send(head)]
 
     def _receive_ops(self, ops: Ops, blocks: list[bytes]) -> list[Output]:
@@ -385,11 +393,20 @@ class Session:
             owed = self.live.note_stored(sum(map(len, take.blocks)))
             return [self._send(Credit(owed))] if owed else []
         self.pulling.trip.ops += accepted
-        self._charge(refused_bytes)
+        self._charge_refused(len(take.blocks) - accepted, accepted, refused_bytes)
         if take.last:
+            self._take_in()
             return self._go_on(self.pulling.end_request())
         self._expected += 1
         return [self._send(More(take.request))]
+
+    def _charge_refused(self, refused: int, accepted: int, size: int) -> None:
+        """Charge for what a page did not bring, but for what others have brought since it was asked for."""
+        self._held += accepted
+        late = min(refused, max(0, len(self._holdings.dag) - self._held))
+        self._held += late
+        if refused:
+            self._charge(size * (refused - late) // refused)
 
     # -- answering --
 

@@ -463,3 +463,37 @@ def test_a_peer_that_has_nothing_of_what_it_claims_is_dropped() -> None:
     with pytest.raises(PeerError, match="without an end"):
         claim_more_and_more()
     assert end.session.traffic.negotiated_bytes < 2**17
+
+
+def test_what_others_brought_meanwhile_is_neither_asked_for_nor_charged() -> None:
+    keys = [f"{place:010x}{place:064x}" for place in range(40)]
+    padding = 40_000
+    for when in ("during the walk", "after the request"):
+        full, part = TableShelf(keys, padding), TableShelf(keys[:3], padding)
+        ends = connect(full, part)
+        ends[1].stores = False
+        talk(*ends, frames=5 if when == "during the walk" else 100)
+        for key in keys[5:]:
+            part.put(bytes.fromhex(key) + bytes(padding))
+        talk(*ends)
+        ends[1].stores = True
+        while ends[1].takes:
+            ends[1].store()
+            talk(*ends)
+        assert ends[0].root == ends[1].root
+        assert len(ends[1].copies) == (0 if when == "during the walk" else 35)
+
+
+def test_what_a_peer_sends_that_is_here_since_long_is_charged() -> None:
+    keys = [f"{place:010x}{place:064x}" for place in range(40)]
+    end, other = connect(TableShelf(keys, 40_000), TableShelf(keys, 40_000))
+    talk(end, other)
+    end.is_honest = False
+    end.act(end.session.pull())
+    end.said()
+    end.hear(TreeReply(1, encode_items([Whole("0000000001", 1)])))
+    (get, _) = end.said()[0]
+    assert isinstance(get, Get)
+    junk = [bytes.fromhex(key) + bytes(40_000) for key in keys[:6]]
+    with pytest.raises(PeerError, match="without an end"):
+        end.hear(Ops(get.request, True, tuple(map(len, junk))), junk)
