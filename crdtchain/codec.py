@@ -62,9 +62,10 @@ class Link(bytes):
 Value: TypeAlias = "bool | int | str | bytes | Link | list[Value] | dict[str, Value] | None"
 """What the profile can carry."""
 
-_LINK_HEAD: Final = b"\xd8\x2a\x58\x25\x00"
-_LINK_STARTS: Final = (_LINK_HEAD + OP_CID_PREFIX, _LINK_HEAD + RAW_CID_PREFIX)
-_LINK_BYTES: Final = len(_LINK_HEAD) + CID_BYTES
+LINK_HEAD: Final = b"\xd8\x2a\x58\x25\x00"
+"""What stands before the 36 bytes of a link."""
+_LINK_STARTS: Final = (LINK_HEAD + OP_CID_PREFIX, LINK_HEAD + RAW_CID_PREFIX)
+_LINK_BYTES: Final = len(LINK_HEAD) + CID_BYTES
 
 _FIXED: Final = bytes(
     1 if head < 0x18 or 0x20 <= head < 0x38 or 0xF4 <= head <= 0xF6 else head - 0x3F if 0x40 <= head < 0x58 else 0
@@ -100,8 +101,23 @@ def validate_profile(data: bytes, *, links: bool = True) -> None:
         raise DecodeError("trailing", f"the item ends at byte {end}, and {len(data) - end} bytes follow it")
 
 
-def _walk(data: bytes, link_starts: tuple[bytes, ...]) -> int:
-    """Return the position behind the first item, which is beyond the data when that was cut short within a string.
+def find_end(data: bytes, pos: int) -> int:
+    """Return the position behind the item of the encoding profile at pos; it counts as one whole, for the bounds too.
+
+    Raises:
+        DecodeError: there is none.
+    """
+    try:
+        end = _walk(data, _LINK_STARTS, pos)
+    except IndexError:
+        end = len(data) + 1
+    if end > len(data):
+        raise DecodeError("truncated", f"the data ends within an item, after {len(data)} bytes")
+    return end
+
+
+def _walk(data: bytes, link_starts: tuple[bytes, ...], pos: int = 0) -> int:
+    """Return the position behind the item at pos, which is beyond the data when that was cut short within a string.
 
     The hottest loop of catching up: hence one function, and the frequent items ahead of the rare ones. `key` is None
     within an array, and the last key within a map. Encoded keys compare as the profile sorts them, since a shorter one
@@ -110,7 +126,7 @@ def _walk(data: bytes, link_starts: tuple[bytes, ...]) -> int:
     fixed, startswith = _FIXED, data.startswith
     stack: list[tuple[int, bytes | None]] = []
     key: bytes | None = None
-    pos, left, items = 0, 1, 1
+    left, items = 1, 1
     while True:
         if not left:
             if not stack:
@@ -141,7 +157,7 @@ def _walk(data: bytes, link_starts: tuple[bytes, ...]) -> int:
                 _validate_utf8(data, pos, end)
             pos = end
         elif 0x80 <= head < 0xC0:
-            count, end = (head & 31, pos + 1) if head & 31 < 24 else _read_argument(data, pos, head)
+            count, end = (head & 31, pos + 1) if head & 31 < 24 else read_argument(data, pos, head)
             items += count if head < 0xA0 else 2 * count
             if len(stack) == DEPTH_MAX:
                 raise DecodeError("depth", f"arrays and maps nest at most {DEPTH_MAX} deep, more at byte {pos}")
@@ -153,8 +169,12 @@ def _walk(data: bytes, link_starts: tuple[bytes, ...]) -> int:
             raise DecodeError("items", f"a block has at most {ITEMS_MAX} items, this one has more by byte {pos}")
 
 
-def _read_argument(data: bytes, pos: int, head: int) -> tuple[int, int]:
-    """Return the argument of the item at pos, and the position behind it."""
+def read_argument(data: bytes, pos: int, head: int) -> tuple[int, int]:
+    """Return the argument of the item at pos, whose first byte is head, and the position behind it.
+
+    Raises:
+        DecodeError: it has none, or not the shortest.
+    """
     info = head & 31
     if info < 24:
         return info, pos + 1
@@ -177,7 +197,7 @@ def _find_rare_end(data: bytes, pos: int, head: int) -> int:
     major = head >> 5
     if major > 5:
         _refuse_head(data, pos, head)
-    argument, end = _read_argument(data, pos, head)
+    argument, end = read_argument(data, pos, head)
     if major < 2:
         if argument + major > INT_MAX:
             raise DecodeError("int_range", f"integers stay within ±{INT_MAX}, the one at byte {pos} does not")
@@ -194,7 +214,7 @@ def _find_key_end(data: bytes, pos: int, head: int) -> int:
     """Return the position behind the map key at pos."""
     if head >> 5 != 3:
         raise DecodeError("key_type", f"keys of maps are texts, the one at byte {pos} is not")
-    length, start = _read_argument(data, pos, head)
+    length, start = read_argument(data, pos, head)
     if length > KEY_BYTES_MAX:
         raise DecodeError("key_length", f"the key at byte {pos} has {length} bytes, more than {KEY_BYTES_MAX}")
     return start + length
@@ -233,6 +253,11 @@ def decode(data: bytes) -> Value:
         DecodeError: the bytes are not in the profile.
     """
     validate_profile(data)
+    return build(data)
+
+
+def build(data: bytes) -> Value:
+    """Return the value of bytes that have been found to be one item of the profile."""
     value: Value = cbor2.loads(data, tag_hook=_make_link)
     return value
 
@@ -284,7 +309,7 @@ def _write(value: Value, write: Callable[[bytes], None], depth: int) -> None:
     elif type(value) is Link:
         if not is_op_id(value) and not is_raw_blob_id(value):
             raise UsageError("a link is the 36 bytes of a CIDv1 with dag-cbor or raw, and sha2-256")
-        write(_LINK_HEAD)
+        write(LINK_HEAD)
         write(value)
     elif value is None:
         write(b"\xf6")

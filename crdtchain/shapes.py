@@ -19,7 +19,8 @@ import msgspec
 
 from crdtchain import codec, limits
 from crdtchain.codec import Link
-from crdtchain.errors import DecodeError, RuleError, SignatureError
+from crdtchain.errors import DecodeError, InvalidOpError, RuleError, SignatureError
+from crdtchain.header import decode_header, read_header
 from crdtchain.ops import (
     BODIES,
     Attest,
@@ -48,28 +49,34 @@ DTYPES: Final = frozenset({"float64", "float32", "int64", "int32", "int16", "int
 """What the arrays of a model may hold."""
 
 
-def decode_op(block: bytes) -> SignedOp:
+def decode_op(block: bytes, op_id: OpId | None = None) -> SignedOp:
     """Decode one block and check everything about it that needs no past and no signature.
+
+    `op_id`: the block's id, when the caller has computed it.
 
     Raises:
         DecodeError: the bytes are not in the profile, or not the shape of an op.
         RuleError: a rule that the op breaks by itself.
         SignatureError: the author's key breaks the key rule.
     """
-    value = codec.decode(block)
-    if type(value) is not list or len(value) != 2:
-        raise DecodeError("shape", "a block is an array of an op and its signature")
-    content, signature = value
-    if type(signature) is not bytes or len(signature) != 64:
-        raise DecodeError("shape", "the signature must be 64 bytes")
+    header = read_header(block)
+    if header is not None:
+        try:
+            return _make_op(block, op_id, header)
+        except InvalidOpError:
+            # The whole block is judged first, by the rule.
+            pass
+    return _make_op(block, op_id, decode_header(block))
+
+
+def _make_op(block: bytes, op_id: OpId | None, header: Header) -> SignedOp:
     try:
-        header = msgspec.convert(content, Header, builtin_types=(bytes,))
         body = msgspec.convert(header.body, BODIES[header.kind], builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise DecodeError("shape", f"not the shape of an op: {error}") from None
     author = cast(Author, header.author)
     op = Op(
-        id=codec.compute_op_id(block),
+        id=codec.compute_op_id(block) if op_id is None else op_id,
         author=author,
         seq=header.seq,
         prev=cast(OpId | None, header.prev),
@@ -136,7 +143,7 @@ def validate_links(op: Op) -> None:
     for link in links:
         if not link.startswith(codec.OP_CID_PREFIX):
             raise RuleError("links", "prev and parents must be links to ops")
-    if len(op.parents) > 1 and any(left >= right for left, right in pairwise(op.parents)):
+    if len(op.parents) > 1 and list(op.parents) != sorted(set(op.parents)):
         raise RuleError("links", "parents must be sorted and unique")
     if (op.prev is None) != (op.seq == 0):
         raise RuleError("seq", "seq is 0 exactly when prev is null")

@@ -14,6 +14,7 @@ Sources: RFC 8032; protocol section 2. Not here: keys on disk (`crdtchain.adapte
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from crdtchain.errors import SignatureError
@@ -48,7 +49,7 @@ def validate_key(key: bytes) -> None:
     """
     if len(key) != KEY_BYTES:
         raise SignatureError("key", f"a key has {KEY_BYTES} bytes, this one {len(key)}")
-    if _is_refused_point(key):
+    if _is_refused_key(key):
         raise SignatureError("key", f"the key {key.hex()} is not canonical, or of small order")
 
 
@@ -82,3 +83,7 @@ def _is_refused_point(encoded: bytes) -> bool:
     """Say whether the y of a point is not below p, or one of small order."""
     y = int.from_bytes(encoded, "little") & _SIGN_CLEARED
     return y >= _FIELD or y in _SMALL_ORDER_YS
+
+
+_is_refused_key: Final = lru_cache(maxsize=1_024)(_is_refused_point)
+"""The same of a key: few authors sign many ops."""

@@ -57,7 +57,8 @@ class Intake:
         Raises:
             InvalidOpError: one of them breaks a rule.
         """
-        decoded = [decode_op(block) for block in blocks if not is_known(compute_op_id(block))]
+        ids = [compute_op_id(block) for block in blocks]
+        decoded = [decode_op(block, op) for op, block in zip(ids, blocks, strict=True) if not is_known(op)]
         rows = [(bytes(signed.op.author), signed.block) for signed in decoded]
         if len(rows) <= INLINE_MAX:
             bad = verify_many(self._network, rows)
