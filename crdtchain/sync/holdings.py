@@ -67,8 +67,10 @@ class Holdings:
 
     def find_missing(self, prefixes: Sequence[bytes]) -> list[bytes]:
         """Return those prefixes of digests that are of no op that came lately."""
+        if not prefixes:
+            return []
         ids, known = self.dag.ids, self._prefixes
-        for number in range(self._named, len(ids)):
+        for number in range(max(self._named, len(ids) - PREFIXES_MAX), len(ids)):
             known[ids[number][_ID_PREFIX : _ID_PREFIX + PREFIX_BYTES]] = None
         self._named = len(ids)
         while len(known) > PREFIXES_MAX:
