@@ -99,8 +99,8 @@ class LinkOwner(Protocol):
     def on_pulled(self, link: Link, trip: Trip) -> None:
         """All that was asked of the peer has come."""
 
-    def on_live(self, link: Link, new: int, copies: int) -> None:
-        """The peer sent live ops, of which so many were new, and so many here already."""
+    def on_live(self, link: Link, new: Sequence[SignedOp], blocks: Sequence[bytes]) -> None:
+        """The peer sent live ops, some of them new."""
 
     def on_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
         """The peer holds new ops with these prefixes."""
@@ -139,13 +139,10 @@ class Link:
         self.session = session
         self.is_ready = False
         """Whether the peer has proved its key and was taken."""
-        self.has_pruned = False
-        """Whether the peer was asked to announce only."""
+        self.pruned: dict[Author, None] = {}
+        """Whose ops the peer was asked to announce only."""
         self.pushed_s = 0.0
         """When a live op was last sent."""
-        self.live_new = 0
-        self.live_copies = 0
-        """Live ops that came since the link became eager: new ones, and those that were here already."""
         self.live_s = 0.0
         """When a live op last came."""
         self.pulled_s = 0.0
@@ -356,7 +353,7 @@ class Link:
             taken = ops
             if not pending.take.request:
                 self.live_s = time.monotonic()
-                self._owner.on_live(self, len(ops), len(pending.take.blocks) - len(ops))
+                self._owner.on_live(self, ops, pending.take.blocks)
                 taken = self._owner.admit(ops, self)
             stored = await self._owner.take(taken, self)
             if pending.take.request:

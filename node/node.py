@@ -420,9 +420,14 @@ class Node:
             asyncio.get_running_loop().call_later(COOL_S, self._cool_down)
         self._note_synced()
 
-    def on_live(self, link: Link, new: int, copies: int) -> None:
+    def on_live(self, link: Link, new: Sequence[SignedOp], blocks: Sequence[bytes]) -> None:
         """Ask a peer to announce, when others are faster."""
-        self.peers.note_live(link, new, copies)
+        for signed in new:
+            link.pruned.pop(signed.op.author, None)
+        if len(new) < len(blocks):
+            known, dag = {signed.block for signed in new}, self.runtime.ledger.dag
+            numbers = [dag.find(codec.compute_op_id(block)) for block in blocks if block not in known]
+            self.peers.note_copies(link, {dag.author_key(number) for number in numbers if number is not None})
 
     def on_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
         """Wait for what a peer has announced, and then ask for it."""

@@ -19,7 +19,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from msgspec import Struct
 from crdtchain.errors import PeerError
 from crdtchain.ops import SignedOp
 from crdtchain.scalars import Author
-from crdtchain.sync.live import Urgency
+from crdtchain.sync.live import Urgency, remember
 from crdtchain.sync.session import BUDGET_OP_BYTES, Session
 from node.dialer import ALREADY_CONNECTED
 from node.gate import Direction, Entry, Gate
@@ -50,7 +50,6 @@ BUSY_S: Final = 2.0
 GRAFT_S: Final = 0.15
 """So long an announced op may take to come from somebody else."""
 ANNOUNCE_S: Final = 0.03
-COPIES_MIN: Final = 3
 AWAITED_MAX: Final = 4_096
 PULL_PAUSE_S: Final = 0.25
 """One peer is asked again after so long, if the last time brought nothing."""
@@ -297,15 +296,12 @@ class Peers:
                 link.push(ops, urgency)
         self._stirred.set()
 
-    def note_live(self, link: Link, new: int, copies: int) -> None:
-        """Note live ops that came: a peer that mostly sends what is here is to announce, if somebody else sends."""
-        link.live_new += new
-        link.live_copies += copies
-        if link.has_pruned or link.live_copies < COPIES_MIN or link.live_copies <= link.live_new:
-            return
-        if sum(not other.has_pruned for other in self.ready()) > 1:
-            link.has_pruned = True
-            link.act(link.session.prune)
+    def note_copies(self, link: Link, authors: Collection[Author]) -> None:
+        """Note whose live ops were here already: the peer is to announce those, as long as somebody else may send."""
+        fresh = [author for author in authors if author not in link.pruned]
+        if fresh and any(other is not link for other in self.ready()):
+            remember(link.pruned, fresh)
+            link.act(lambda: link.session.prune(fresh))
 
     def note_announced(self, link: Link, prefixes: Sequence[bytes]) -> None:
         """Note what a peer holds: what does not come soon is asked for."""
@@ -327,7 +323,6 @@ class Peers:
             if prefix in missing and link is not None:
                 asked.setdefault(link, []).append(prefix)
         for link, prefixes in asked.items():
-            link.has_pruned, link.live_new, link.live_copies = False, 0, 0
             wanted = prefixes
             link.act(lambda link=link, wanted=wanted: link.session.graft(wanted))  # type: ignore[misc]
 

@@ -105,6 +105,10 @@ class TableShelf:
     def find(self, op: OpId) -> int | None:
         return self.ids.index(op) if op in self.blocks else None
 
+    def author_key(self, number: int) -> Author:
+        """Every op is of one of four authors."""
+        return Author(bytes(31) + bytes([self.ids[number][4] % 4]))
+
     def find_id(self, block: bytes) -> OpId:
         return OpId(OP_PREFIX + block[5:37])
 

@@ -1,22 +1,24 @@
 """What is new goes to a peer at once, or is only announced to it: the live half of one conversation.
 
 Every link starts *eager*: new ops are sent over it. Who gets an op that it has already asks the sender to `prune` the
-link, so that the eager links of a network become a tree of first deliveries; over the others prefixes are announced.
-Who hears of an op and does not get it asks for it with a `graft`, which makes the link eager again. (The scheme is
-Plumtree's, by Leitao, Pereira and Rodrigues, 2007.)
+link for that author, so that for each author the eager links of a network become a tree of first deliveries, from its
+node to all others; over the other links prefixes are announced. Who hears of an op and does not get it asks for it with
+a `graft`, which makes the link eager again. (The scheme is Plumtree's, by Leitao, Pereira and Rodrigues, 2007, with a
+tree for each author as for each source there: one tree for all would be short for some, and broken for others.)
 
 A byte of live ops costs credit, which comes back when it is stored on the other side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Final
 
 from crdtchain import limits
 from crdtchain.errors import PeerError
-from crdtchain.scalars import OpId
+from crdtchain.scalars import Author, OpId
+from crdtchain.signing import KEY_BYTES
 from crdtchain.sync.messages import PREFIX_BYTES
 
 LIVE_CREDIT: Final = 2**20
@@ -24,6 +26,8 @@ LIVE_CREDIT: Final = 2**20
 CREDIT_STEP: Final = 64 * 1024
 """Stored live bytes that are worth telling."""
 ANNOUNCED_MAX: Final = limits.BYTES_MAX // PREFIX_BYTES
+PRUNED_MAX: Final = 4_096
+"""Authors whose ops go another way, for each link."""
 _KNOWN_MAX: Final = 4_096
 _ID_PREFIX: Final = 4
 
@@ -43,7 +47,9 @@ class Live:
 
     def __init__(self) -> None:
         self.is_eager = True
-        """Whether new ops are sent, and not only announced."""
+        """Whether new ops are sent at all, and not only announced."""
+        self._pruned: dict[Author, None] = {}
+        """Whose ops are announced only."""
         self.is_behind = False
         """Whether something was left out that the next probe makes up for."""
         self._known: dict[OpId, None] = {}
@@ -63,19 +69,36 @@ class Live:
         while len(self._known) > _KNOWN_MAX:
             del self._known[next(iter(self._known))]
 
-    def push(self, ops: Sequence[tuple[OpId, bytes]], urgency: Urgency = Urgency.AS_WANTED) -> list[bytes]:
+    def push(
+        self,
+        ops: Sequence[tuple[OpId, bytes]],
+        author_of: Callable[[OpId], Author],
+        urgency: Urgency = Urgency.AS_WANTED,
+    ) -> list[bytes]:
         """Take new ops, ids and blocks; returns the blocks that are to be sent now, the others are announced."""
-        fresh = [(op, block) for op, block in ops if op not in self._known]
-        if urgency is Urgency.ANNOUNCED or (urgency is Urgency.AS_WANTED and not self.is_eager):
-            for op, _ in fresh:
+        eager: list[tuple[OpId, bytes]] = []
+        for op, block in ops:
+            if op in self._known:
+                continue
+            if urgency is Urgency.OWN or (urgency is Urgency.AS_WANTED and self._is_wanted(author_of(op))):
+                eager.append((op, block))
+            else:
                 prefix = op[_ID_PREFIX : _ID_PREFIX + PREFIX_BYTES]
                 self._announced[prefix] = op
                 self._to_announce.append(prefix)
-            while len(self._announced) > ANNOUNCED_MAX:
-                del self._announced[next(iter(self._announced))]
-            return []
-        self.note_known(op for op, _ in fresh)
-        return self.spend([block for _, block in fresh])
+        while len(self._announced) > ANNOUNCED_MAX:
+            del self._announced[next(iter(self._announced))]
+        self.note_known(op for op, _ in eager)
+        return self.spend([block for _, block in eager])
+
+    def _is_wanted(self, author: Author) -> bool:
+        return self.is_eager and author not in self._pruned
+
+    def take_prune(self, authors: Sequence[Author]) -> None:
+        """Announce only the ops of some authors from now on, or, when none is named, of all."""
+        if not authors:
+            self.is_eager = False
+        remember(self._pruned, authors)
 
     def spend(self, blocks: list[bytes]) -> list[bytes]:
         """Pay for blocks with credit; without enough of it none is to be sent, and the peer is behind."""
@@ -100,11 +123,13 @@ class Live:
         prefixes, self._to_announce = self._to_announce[-ANNOUNCED_MAX:], []
         return b"".join(prefixes)
 
-    def take_graft(self, prefixes: Iterable[bytes]) -> list[OpId]:
-        """Make the link eager; returns the announced ops that the peer asks for."""
+    def take_graft(self, prefixes: Iterable[bytes], author_of: Callable[[OpId], Author]) -> list[OpId]:
+        """Make the link eager for the authors of some announced ops; returns these ops, which the peer asks for."""
         self.is_eager = True
-        found = [self._announced[prefix] for prefix in prefixes if prefix in self._announced]
-        return found[: limits.BATCH_OPS_MAX]
+        found = [self._announced[prefix] for prefix in prefixes if prefix in self._announced][: limits.BATCH_OPS_MAX]
+        for op in found:
+            self._pruned.pop(author_of(op), None)
+        return found
 
     # -- in --
 
@@ -126,6 +151,26 @@ class Live:
         self._granted += self._owed
         owed, self._owed = self._owed, 0
         return owed
+
+
+def remember(authors: dict[Author, None], new: Iterable[Author]) -> None:
+    """Put authors at the end of a bounded list, whose oldest ones are forgotten."""
+    for author in new:
+        authors.pop(author, None)
+        authors[author] = None
+    while len(authors) > PRUNED_MAX:
+        del authors[next(iter(authors))]
+
+
+def split_authors(data: bytes) -> list[Author]:
+    """Take the keys out of a list.
+
+    Raises:
+        PeerError: it is not made of keys.
+    """
+    if len(data) % KEY_BYTES:
+        raise PeerError("the peer sent a list of keys that ends within one")
+    return [Author(data[start : start + KEY_BYTES]) for start in range(0, len(data), KEY_BYTES)]
 
 
 def split_prefixes(data: bytes) -> list[bytes]:

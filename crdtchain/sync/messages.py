@@ -136,7 +136,10 @@ class Announce(Struct, frozen=True, forbid_unknown_fields=True, array_like=True,
 
 
 class Prune(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=10):
-    """What the receiver sends live comes from others before: it is to announce instead."""
+    """What the receiver sends live of some authors comes from others before: it is to announce that instead."""
+
+    authors: Annotated[bytes, Meta(max_length=limits.BYTES_MAX)] = b""
+    """Their keys, 32 bytes each; empty: whoever it is of."""
 
 
 class Graft(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=11):

@@ -15,8 +15,8 @@ Theory of operation:
 3. The side that is asked answers from its tree and keeps nothing, but for the pages of one `get`: three are in flight,
    and each further one is sent when the asking side has stored one (`more`).
 4. New ops go live to peers that want them so, up to a credit of bytes that comes back when they are stored. A peer that
-   got them from others before says `prune`: it is only told their prefixes from then on (`announce`), until it misses
-   one and says `graft`. Whatever is lost on the way is found by the next `probe`.
+   got an author's ops from others before says `prune`: it is only told their prefixes from then on (`announce`), until
+   it misses one and says `graft`. Whatever is lost on the way is found by the next `probe`.
 5. Negotiation has a budget: 64 KiB, and 1 KiB for each op that came or was asked for, and what the driver adds for
    time and for ops that came elsewhere. A side that talks on without end and without ops is dropped.
 
@@ -34,7 +34,7 @@ from crdtchain import codec, limits
 from crdtchain.errors import PeerError
 from crdtchain.scalars import Author, BlobId, OpId
 from crdtchain.sync.holdings import EVERYTHING, Holdings
-from crdtchain.sync.live import ANNOUNCED_MAX, Live, Urgency, split_prefixes
+from crdtchain.sync.live import ANNOUNCED_MAX, Live, Urgency, split_authors, split_prefixes
 from crdtchain.sync.messages import (
     ADDRESSES_MAX,
     Addresses,
@@ -247,7 +247,7 @@ class Session:
             case Announce():
                 return self._receive_announce(head)
             case Prune():
-                self.live.is_eager = False
+                self.live.take_prune(split_authors(head.authors))
                 return []
             case Graft():
                 return self._receive_graft(head)
@@ -481,7 +481,7 @@ class Session:
             return []
         scope = self.peer.scope
         within = ops if scope == EVERYTHING else [pair for pair in ops if self._holdings.is_within(scope, pair[0])]
-        return self._send_live(self.live.push(within, urgency))
+        return self._send_live(self.live.push(within, self._author_of, urgency))
 
     def _send_live(self, blocks: list[bytes]) -> list[Output]:
         outputs: list[Output] = []
@@ -496,9 +496,14 @@ class Session:
         prefixes = self.live.take_announcement()
         return [self._send(Announce(prefixes))] if prefixes else []
 
-    def prune(self) -> list[Output]:
-        """Ask the peer to announce, because what it sends comes from others before."""
-        return [self._send(Prune())]
+    def _author_of(self, op: OpId) -> Author:
+        dag = self._holdings.dag
+        number = dag.find(op)
+        return Author(b"") if number is None else dag.author_key(number)
+
+    def prune(self, authors: Sequence[Author] = ()) -> list[Output]:
+        """Ask the peer to announce ops of some authors, or all, because what it sends comes from others before."""
+        return [self._send(Prune(b"".join(authors)))]
 
     def graft(self, prefixes: Sequence[bytes]) -> list[Output]:
         """Ask for announced ops, and for live ops from now on."""
@@ -508,7 +513,7 @@ class Session:
         return [Announced(split_prefixes(announce.prefixes))]
 
     def _receive_graft(self, graft: Graft) -> list[Output]:
-        ids = self.live.take_graft(split_prefixes(graft.prefixes))
+        ids = self.live.take_graft(split_prefixes(graft.prefixes), self._author_of)
         return [Read(0, ids)] if ids else []
 
     def tell(self, urls: Sequence[str]) -> list[Output]:

@@ -252,7 +252,7 @@ def list_frames() -> list[dict[str, Any]]:
         ("Ops", [7, 0, True, [3, 5]], [b"one", b"three"]),
         ("Credit", [8, 65_536], []),
         ("Announce", [9, root[:16]], []),
-        ("Prune", [10], []),
+        ("Prune", [10, bytes(range(32)) + root], []),
         ("Graft", [11, root[:8]], []),
         ("Addresses", [12, ["wss://one.example:7600", "ws://[::1]:7600"]], []),
         ("BlobGet", [13, NETWORK, 2**20, 4, False], []),

@@ -326,6 +326,22 @@ def test_after_a_prune_ops_are_announced_and_a_graft_fetches_what_does_not_come(
     assert kinds(ends[0]) == ["Ops"]
 
 
+def test_a_prune_of_one_author_leaves_the_others_ops_as_they_were_until_a_graft() -> None:
+    world, ends = make_pair()
+    mine, others = spread(world, 2), spread(world, 1, "person01")
+    author = mine[0].op.author
+    ends[0].hear(Prune(bytes(author)))
+    say_new(ends[0], mine[0])
+    assert kinds(ends[0]) == []
+    say_new(ends[0], others[0])
+    assert kinds(ends[0]) == ["Ops"]
+    ends[0].hear(Graft(mine[0].op.id[4 : 4 + PREFIX_BYTES]))
+    say_new(ends[0], mine[1])
+    assert "Ops" in kinds(ends[0])
+    with pytest.raises(PeerError, match="ends within one"):
+        ends[0].hear(Prune(bytes(33)))
+
+
 def test_what_is_to_be_announced_is_announced_over_an_eager_link_too() -> None:
     world, ends = make_pair()
     (signed,) = spread(world, 1)
