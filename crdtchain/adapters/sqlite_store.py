@@ -45,6 +45,9 @@ _CACHE_MAX = 50_000
 _BUSY_S = 5.0
 _PREFIX_LENGTH = len(OP_CID_PREFIX)
 _TARGET = Struct("<I")
+_READ_OPS = 100
+"""Blocks read with one query."""
+_READ_BLOCKS = f"SELECT position, block FROM ops WHERE position IN ({', '.join('?' * _READ_OPS)})"  # noqa: S608
 _INSERT_OP = "INSERT INTO ops (position, author, seq, links, block) VALUES (?, ?, ?, ?, ?)"
 
 
@@ -257,17 +260,32 @@ class SqliteStore:
 
     async def get_blocks(self, ids: Sequence[OpId], positions: Sequence[int] = ()) -> list[bytes | None]:
         """Return the block of each id, or None; see `Store.get_blocks`."""
-        wanted = list(zip(ids, positions, strict=True)) if positions else [(op, -1) for op in ids]
-        return await self._call(lambda connection: [self._block(connection, *pair) for pair in wanted])
+        return await self._call(lambda connection: self._get_blocks(connection, ids, positions))
 
-    def _block(self, connection: sqlite3.Connection, op: OpId, known: int = -1) -> bytes | None:
-        position = self._find(connection, op) if known < 0 else known if known < self._count else None
-        if position is None:
-            return None
-        row = connection.execute("SELECT block FROM ops WHERE position = ?", (position,)).fetchone()
-        if row is None or sha256(row[0]).digest() != op[_PREFIX_LENGTH:]:
-            raise StoreError(f"{self.path} is damaged: the op at position {position} is not what was stored")
-        return bytes(row[0])
+    def _get_blocks(
+        self, connection: sqlite3.Connection, ids: Sequence[OpId], positions: Sequence[int]
+    ) -> list[bytes | None]:
+        known = positions
+        if not positions:
+            found = (self._find(connection, op) for op in ids)
+            known = [-1 if position is None else position for position in found]
+        wanted = list(zip(ids, known, strict=True))
+        parts = [wanted[start : start + _READ_OPS] for start in range(0, len(wanted), _READ_OPS)]
+        return [block for part in parts for block in self._blocks(connection, part)]
+
+    def _blocks(self, connection: sqlite3.Connection, wanted: Sequence[tuple[OpId, int]]) -> list[bytes | None]:
+        """Return the blocks of at most `_READ_OPS` ops by their positions, None for those that are not stored."""
+        # One query for all, always of the same text: each costs a good deal more than the row that it finds.
+        positions = [position for _, position in wanted]
+        positions.extend([-1] * (_READ_OPS - len(positions)))
+        found = dict(connection.execute(_READ_BLOCKS, positions).fetchall())
+        blocks: list[bytes | None] = []
+        for op, position in wanted:
+            block = found.get(position)
+            if 0 <= position < self._count and (block is None or sha256(block).digest() != op[_PREFIX_LENGTH:]):
+                raise StoreError(f"{self.path} is damaged: the op at position {position} is not what was stored")
+            blocks.append(block)
+        return blocks
 
     async def count(self) -> int:
         """Return the number of ops."""
