@@ -2,7 +2,7 @@
 
 Four kinds of task, all in one group that ends with the connection: the *reader* gives frames to the session and starts
 to verify blocks; the *applier* hands verified ops to the runtime, page by page and in order; the *sender* empties the
-outbox; readers of the store serve pages. While one page is applied, the next one is verified and a third is under way.
+outbox; readers of the store serve pages. While one page is applied, the next one is verified and others are under way.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ CLOSE_CODE: Final = 4_000
 """Of a WebSocket that a node closes with a reason of its own."""
 LIVE_BYTES_MAX: Final = 512 * 1024
 """Above it live ops are not queued; the peer is told the heads later."""
-TAKES_MAX: Final = 4
+TAKES_MAX: Final = 8
+"""Pages that may wait to be added; more than a session lets a peer send."""
 PIECE_S: Final = 20.0
 """So long a peer may take for a piece of a blob."""
 

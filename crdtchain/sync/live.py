@@ -63,11 +63,10 @@ class Live:
 
     def note_known(self, ids: Iterable[OpId]) -> None:
         """Note that the peer holds some ops: they are not sent to it."""
-        for op in ids:
-            self._known.pop(op, None)
-            self._known[op] = None
-        while len(self._known) > _KNOWN_MAX:
-            del self._known[next(iter(self._known))]
+        self._known.update(dict.fromkeys(ids))
+        if len(self._known) > 2 * _KNOWN_MAX:
+            # Seldom, and many at once: looking for the oldest of a dictionary passes all that was deleted before it.
+            self._known = dict.fromkeys(list(self._known)[-_KNOWN_MAX:])
 
     def push(
         self,

@@ -12,7 +12,7 @@ Theory of operation:
    peers are never asked for the same thing. A pull walks (`reconcile`) and gets; what the walk finds that the other
    side lacks comes out there as `Found`. Of two sides that differ the one with fewer ops goes first; the other waits
    for the next probe, so that one walk serves both.
-3. The side that is asked answers from its tree and keeps nothing, but for the pages of one `get`: three are in flight,
+3. The side that is asked answers from its tree and keeps nothing, but for the pages of one `get`: six are in flight,
    and each further one is sent when the asking side has stored one (`more`).
 4. New ops go live to peers that want them so, up to a credit of bytes that comes back when they are stored. A peer that
    got an author's ops from others before says `prune`: it is only told their prefixes from then on (`announce`), until
@@ -79,8 +79,8 @@ from crdtchain.sync.reconcile import Selection, answer
 from crdtchain.sync.regions import decode_items
 from crdtchain.sync.tree import RangeTree
 
-PAGES_IN_FLIGHT: Final = 3
-"""While one page is added and one is verified, the third is on its way: with two, verification had to wait."""
+PAGES_IN_FLIGHT: Final = 6
+"""One is read, one on its way, one verified, one added, one stored: with three, they had to wait for each other."""
 BUDGET_BYTES: Final = 64 * 1024
 BUDGET_OP_BYTES: Final = 1_024
 BUDGET_MAX: Final = 2**24

@@ -154,12 +154,12 @@ def test_a_root_that_was_ours_a_moment_ago_is_no_reason_to_ask() -> None:
 # -- paging --
 
 
-def test_three_pages_are_in_flight_and_another_only_after_one_is_stored() -> None:
-    history = bulk_history(jobs=6, authors=6)
+def test_six_pages_are_in_flight_and_another_only_after_one_is_stored() -> None:
+    history = bulk_history(jobs=12, authors=6)
     full, fresh = pair(history, history[:1])
     fresh.stores = False
     talk(full, fresh)
-    assert len(fresh.takes) == PAGES_IN_FLIGHT == 3 and full.session.is_serving
+    assert len(fresh.takes) == PAGES_IN_FLIGHT == 6 and full.session.is_serving
     for _ in range(3):
         fresh.store()
         talk(full, fresh)
@@ -411,7 +411,7 @@ def test_credit_is_told_in_steps_and_never_above_the_start() -> None:
 
 
 def test_what_is_new_while_a_peer_catches_up_is_found_afterwards() -> None:
-    world = bulk_world(jobs=6, authors=6)
+    world = bulk_world(jobs=12, authors=6)
     full, fresh = pair(list(world.log), world.log[:1])
     fresh.stores = False
     talk(full, fresh)
