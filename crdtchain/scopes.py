@@ -28,7 +28,7 @@ Source: docs/protocol/scopes.md. Not here: how scopes are compared (`sync`), whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Final
 
@@ -51,7 +51,7 @@ KEYS_MAX: Final = 16
 SELECTOR_TAGS_MAX: Final = 32
 CHAINS_MAX: Final = 128
 """Chains of witnesses along which open matters are remembered; along further ones they are found again."""
-SCOPES_MAX: Final = 8
+SCOPES_MAX: Final = 16
 """Scopes of peers that are followed at once."""
 
 
@@ -387,7 +387,10 @@ class _Past:
 
 
 class Scopes:
-    """The scopes that peers ask for, each followed while it is among the last ones; the own one always."""
+    """The scopes that peers ask for, each followed while it is among the last ones; the own one always.
+
+    What is in use makes no room for others: else a few strangers could have all of them made anew again and again.
+    """
 
     def __init__(self, ledger: Ledger, own: ScopeIndex | None = None) -> None:
         self._ledger = ledger
@@ -399,11 +402,11 @@ class Scopes:
         """Whether an encoded scope is one of those that are followed."""
         return scope == self._own_scope or scope in self._found
 
-    def find(self, scope: bytes) -> ScopeIndex:
-        """Return the index of an encoded scope.
+    def find(self, scope: bytes, in_use: Collection[bytes] = ()) -> ScopeIndex:
+        """Return the index of an encoded scope; `in_use` are those that are not given up for it.
 
         Raises:
-            PeerError: it is none.
+            PeerError: it is none, or all that may be followed at once are in use.
         """
         if self._own is not None and scope == self._own_scope:
             return self._own
@@ -413,8 +416,11 @@ class Scopes:
                 selector = decode_selector(scope)
             except DecodeError as error:
                 raise PeerError(f"the peer asks for a scope that is none: {error}") from None
+            if len(self._found) >= SCOPES_MAX:
+                unused = next((other for other in self._found if other not in in_use), None)
+                if unused is None:
+                    raise PeerError("peers ask for too many scopes; ask again in a while", "busy")
+                del self._found[unused]
             index = ScopeIndex(self._ledger, selector)
         self._found[scope] = index
-        while len(self._found) > SCOPES_MAX:
-            del self._found[next(iter(self._found))]
         return index

@@ -96,6 +96,7 @@ class Node:
         self.partial = Partial(ledger, key.author, selector)
         self.holdings = Holdings(ledger.dag, self.partial.scope, self.partial.find_part)
         gate, may_pull = self.guards.gate, self.guards.may_pull
+        self.partial.find_used = self._list_scopes
         self.peers = Peers(self, key.author, self._make_session, self.holdings.find_missing, gate, may_pull)
         self._key = key
         self.peer_port = 0
@@ -277,6 +278,10 @@ class Node:
             for link in self.peers.ready():
                 link.drop("this node keeps more now")
         return is_changed
+
+    def _list_scopes(self) -> set[bytes]:
+        """Return what the peers keep that have said hello."""
+        return {link.session.peer.scope for link in self.peers.links.values() if link.session.peer is not None}
 
     # -- what links need: LinkOwner --
 

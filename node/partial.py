@@ -13,7 +13,7 @@ Not here: which ops belong to a scope (`crdtchain.scopes`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from crdtchain.adapters.store import Store
@@ -90,6 +90,8 @@ class Partial:
         self._aside_bytes = 0
         self._jobs_known = 0
         self._new_scopes = Bucket(*NEW_SCOPES)
+        self.find_used: Callable[[], Collection[bytes]] = tuple
+        """Returns the scopes of the peers that are connected."""
         self._set(selector.join(make_selector(accounts=[own])) if selector else selector)
 
     def _set(self, selector: Selector) -> None:
@@ -107,7 +109,7 @@ class Partial:
         """
         if not self._scopes.has(scope) and not self._new_scopes.take_if(1):
             raise PeerError("peers ask for too many scopes; ask again in a while", "busy")
-        return self._scopes.find(scope)
+        return self._scopes.find(scope, self.find_used())
 
     def widen(self, more: Selector) -> bool:
         """Keep more; returns whether that is a change.

@@ -161,7 +161,11 @@ class Session:
         """Whether the other side held nothing that is not here, when it last said."""
         if self.pull_scope == EVERYTHING and self._holdings.was_root(self.peer_root):
             return True
-        return self.is_ready and self.peer_root == self._holdings.tree(self.pull_scope).root()
+        try:
+            return self.is_ready and self.peer_root == self._holdings.tree(self.pull_scope).root()
+        except PeerError:
+            # Whoever asks about many connections must not fail by one whose scope is followed no more.
+            return False
 
     def _send(self, head: Head, blocks: Sequence[bytes] = ()) -> SendFrame:
         frame = encode_frame(head, blocks)

@@ -13,8 +13,9 @@ from crdtchain.ledger.state import Ledger
 from crdtchain.ops import SignedOp
 from crdtchain.replica import Replica
 from crdtchain.scalars import Author, OpId
-from crdtchain.scopes import ScopeIndex, Selector, encode_selector, make_selector
+from crdtchain.scopes import SCOPES_MAX, ScopeIndex, Selector, encode_selector, make_selector
 from node.config import Settings
+from node.pace import Bucket
 from node.partial import NOTE, Partial, choose_selector, load_selector
 from tests.builders import World
 
@@ -162,3 +163,19 @@ def test_peers_ask_for_few_new_scopes(world: World) -> None:
         partial.find_part(scopes[16])
     # The one that was asked for last is at hand.
     assert partial.find_part(scopes[15]).selector.accounts == (Author(bytes([15]) * 32),)
+
+
+def test_a_scope_in_use_is_not_given_up_for_another(world: World) -> None:
+    _, partial = make_partial(world, Selector())
+    scopes = [encode_selector(make_selector(accounts=[Author(bytes([number]) * 32)])) for number in range(SCOPES_MAX)]
+    partial._new_scopes = Bucket(0, 1_000)
+    partial.find_used = lambda: scopes[:1]
+    first = partial.find_part(scopes[0])
+    for number in range(100, 100 + SCOPES_MAX):
+        partial.find_part(encode_selector(make_selector(accounts=[Author(bytes([number]) * 32)])))
+        assert partial.find_part(scopes[0]) is first
+    partial.find_used = lambda: scopes
+    for scope in scopes:
+        partial.find_part(scope)
+    with pytest.raises(PeerError, match="too many scopes"):
+        partial.find_part(encode_selector(make_selector(accounts=[Author(bytes(32)), Author(bytes([200]) * 32)])))
