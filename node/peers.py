@@ -2,8 +2,8 @@
 
 Invariants:
 
-1. One peer at a time is asked for what is missing; one that is silent for 10 s while it is asked does not hold up the
-   others.
+1. One peer at a time is asked for what is missing; one that is silent while it is asked, or brings next to nothing,
+   does not hold up the others: its turn ends, and what it brings later is taken as well.
 2. To one node there is one connection: of two the one that the node with the lower key dialled is kept, or else the
    newer one.
 3. A stored op is sent or announced over each connection but the one that it came by; what is lost on the way is found
@@ -34,8 +34,13 @@ from node.gate import Direction, Entry, Gate
 from node.link import Link, LinkOwner, Socket
 
 SILENCE_S: Final = 10.0
+SILENCE_OTHERS_S: Final = 3.0
+"""So long a peer may be silent while others wait for their turn."""
 SILENCE_VAIN_S: Final = 2.0
 """So long a peer may be silent that was asked in vain before."""
+TURN_S: Final = 5.0
+"""After it a turn goes on as long as the peer brings `TURN_OPS_S` ops a second."""
+TURN_OPS_S: Final = 20
 VAIN_MAX: Final = 6
 TALK_OP_BYTES: Final = 256
 """What negotiation may grow by for each op that is stored: announcements and probes."""
@@ -49,6 +54,8 @@ BUSY_S: Final = 2.0
 """The same, where live ops keep coming: the roots of two replicas differ nearly always then."""
 GRAFT_S: Final = 0.15
 """So long an announced op may take to come from somebody else."""
+REGRAFT_S: Final = 0.5
+"""So long it may take to come from whom it was asked for; then the next one that announced it is asked."""
 ANNOUNCE_S: Final = 0.03
 AWAITED_MAX: Final = 4_096
 PULL_PAUSE_S: Final = 0.25
@@ -108,7 +115,12 @@ class Peers:
         self._awaited: dict[bytes, tuple[float, list[Link]]] = {}
         """Announced prefixes: until when they may come from others, and who announced them."""
         self._asking: Link | None = None
-        self._asked_s = 0.0
+        self._turn_s = 0.0
+        """When the turn of the peer that is asked began."""
+        self._heard_s = 0.0
+        """When it last brought something new, in this turn."""
+        self._brought = 0
+        """Ops that it has brought in this pull."""
         self._count = 0
         self._is_closing = False
         self._stirred = asyncio.Event()
@@ -188,7 +200,7 @@ class Peers:
         while True:
             self._stirred.clear()
             now_s = time.monotonic()
-            self._give_up_silent(now_s)
+            self._end_turn(now_s)
             self._ask_next(now_s)
             self._graft(now_s)
             is_due = now_s >= probe_s
@@ -206,10 +218,16 @@ class Peers:
             except TimeoutError:
                 continue
 
-    def _give_up_silent(self, now_s: float) -> None:
+    def _end_turn(self, now_s: float) -> None:
+        """End the turn of a peer that is silent, or too slow to keep others waiting."""
         link = self._asking
-        if link is not None and now_s - self._asked_s > (SILENCE_VAIN_S if link.vain else SILENCE_S):
-            log.info("%s is silent; another peer is asked.", link.address)
+        if link is None:
+            return
+        is_awaited = any(other is not link and not other.vain for other in self._wanted)
+        patience_s = SILENCE_VAIN_S if link.vain else SILENCE_OTHERS_S if is_awaited else SILENCE_S
+        turn_s = now_s - self._turn_s
+        if now_s - self._heard_s > patience_s or (turn_s > TURN_S and self._brought < TURN_OPS_S * turn_s):
+            log.info("%s is silent or slow; another peer is asked.", link.address)
             link.vain = min(link.vain + 1, VAIN_MAX)
             self._asking = None
 
@@ -239,16 +257,20 @@ class Peers:
 
     def note_page(self, link: Link) -> None:
         """Note that a page of a link's answer has been stored."""
-        if self._asking is link:
-            self._asked_s = time.monotonic()
+        ops = link.session.pulling.trip.ops
+        if self._asking is link and ops > self._brought:
+            self._heard_s, self._brought = time.monotonic(), ops
 
     def note_pulled(self, link: Link) -> None:
         """Note that all that was asked of a peer has come: the next one may be asked."""
+        trip = link.session.pulling.trip
+        if not trip.ops:
+            link.vain = min(link.vain + 1, VAIN_MAX)
+        elif self._asking is link:
+            link.vain = 0
         if self._asking is link:
             self._asking = None
         link.pulled_s = time.monotonic()
-        trip = link.session.pulling.trip
-        link.vain = 0 if trip.ops else min(link.vain + 1, VAIN_MAX)
         self._ask_next(time.monotonic())
         # Others have heard of a few ops already, and hear of many now.
         for other in self.ready() if trip.ops > ANNOUNCED_PULL_MAX else [link] if trip.ops else []:
@@ -261,8 +283,8 @@ class Peers:
         return max(self._wanted[link], link.pulled_s + pause_s)
 
     def _ask_next(self, now_s: float) -> None:
-        # Who was asked in vain comes behind the others, and later each time.
-        for link in sorted(self._wanted, key=lambda link: link.vain):
+        # Who was asked in vain comes behind the others, and later each time; strangers behind those dialled.
+        for link in sorted(self._wanted, key=lambda link: (link.vain, not link.is_dialler)):
             if self._asking is not None or self._is_closing:
                 return
             # A pull that ends at once comes back to here.
@@ -275,7 +297,8 @@ class Peers:
             del self._wanted[link]
             self._missed.discard(link)
             if is_due:
-                self._asking, self._asked_s = link, now_s
+                self._asking, self._brought = link, 0
+                self._turn_s = self._heard_s = now_s
                 link.pull()
 
     # -- live --
@@ -308,7 +331,8 @@ class Peers:
         until_s = time.monotonic() + GRAFT_S
         for prefix in self._find_missing(prefixes):
             if prefix in self._awaited:
-                self._awaited[prefix][1].append(link)
+                if link not in self._awaited[prefix][1]:
+                    self._awaited[prefix][1].append(link)
             elif len(self._awaited) < AWAITED_MAX:
                 self._awaited[prefix] = until_s, [link]
         self._stirred.set()
@@ -318,10 +342,12 @@ class Peers:
         missing = set(self._find_missing(due))
         asked: dict[Link, list[bytes]] = {}
         for prefix in due:
-            _, links = self._awaited.pop(prefix)
-            link = next((link for link in links if link.name in self.links), None)
-            if prefix in missing and link is not None:
-                asked.setdefault(link, []).append(prefix)
+            links = [link for link in self._awaited.pop(prefix)[1] if link.name in self.links]
+            if prefix in missing and links:
+                asked.setdefault(links[0], []).append(prefix)
+                if len(links) > 1:
+                    # Who announced it first may not have it.
+                    self._awaited[prefix] = now_s + REGRAFT_S, links[1:]
         for link, prefixes in asked.items():
             wanted = prefixes
             link.act(lambda link=link, wanted=wanted: link.session.graft(wanted))  # type: ignore[misc]

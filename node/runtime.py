@@ -37,6 +37,8 @@ from node.events import Broadcaster, Event, JobChanged, OpAdded, OpRejected
 from node.writer import Writer
 
 AGENDA_MS: Final = 50
+CATCHING_UP_S: Final = 15.0
+"""So long what is due may wait for the end of catching up: a peer could make that endless."""
 PHASE_S: Final = 1.0
 """How often jobs are looked at for listeners though no op has come."""
 WAKE_MS: Final = (5, 60_000)
@@ -315,6 +317,7 @@ class Runtime:
 
     async def _keep_agenda(self) -> None:
         """Claim and reveal what is due, after something has come; tell of jobs that changed; save snapshots."""
+        done_s = time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(PHASE_S):
@@ -322,12 +325,14 @@ class Runtime:
             except TimeoutError:
                 self._note_phases()
                 continue
+            if self.is_catching_up() and time.monotonic() - done_s < CATCHING_UP_S:
+                await asyncio.sleep(AGENDA_MS / 1_000)
+                continue
             self._agenda_stirred.clear()
-            started_s = time.monotonic()
+            started_s = done_s = time.monotonic()
             try:
-                if not self.is_catching_up():
-                    await self._do_agenda()
-                    await self._maybe_snapshot()
+                await self._do_agenda()
+                await self._maybe_snapshot()
             except StoreError as error:
                 log.error("%s", error)
                 await asyncio.sleep(STORE_RETRY_S)
