@@ -14,6 +14,7 @@ from crdtchain.scalars import OpId
 from crdtchain.shapes import decode_op
 from crdtchain.sync.messages import Get, More, Ops, Probe, Tree, TreeReply
 from crdtchain.sync.regions import BranchView, Except, LeafView, Whole, decode_items, encode_items
+from crdtchain.sync.session import PAGES_IN_FLIGHT
 from node.datadir import create_data, join_network
 from tests.builders import bulk_history
 from tests.integration.node_process import NodeProcess, join_all, nodes, wait_equal, wait_until
@@ -34,7 +35,7 @@ async def get_everything(peer: RawPeer, acknowledged: int) -> tuple[list[bytes],
     """Ask for all ops and acknowledge so many pages; returns the blocks, and whether that was all."""
     await peer.send(Get(1, b"", SALT, ALL))
     blocks: list[bytes] = []
-    for _ in range(acknowledged + 3):
+    for _ in range(acknowledged + PAGES_IN_FLIGHT):
         ops, page = await peer.receive_a(Ops)
         blocks += page
         if ops.last:
@@ -47,7 +48,7 @@ async def get_everything(peer: RawPeer, acknowledged: int) -> tuple[list[bytes],
 
 @pytest.mark.asyncio
 async def test_who_comes_and_goes_is_served_anew_each_time(tmp_path: Path) -> None:
-    history = bulk_history(jobs=6, seed="faults")
+    history = bulk_history(jobs=12, seed="faults")
     node = NodeProcess(tmp_path / "source", create_data(tmp_path / "source"))
     store = SqliteStore(node.folder)
     await store.open()
@@ -60,7 +61,7 @@ async def test_who_comes_and_goes_is_served_anew_each_time(tmp_path: Path) -> No
             async with connect_raw(node.peer, network) as peer:
                 await peer.shake_hands()
                 blocks, is_all = await get_everything(peer, acknowledged)
-                assert not is_all and len(blocks) == 200 * (acknowledged + 3)
+                assert not is_all and len(blocks) == 200 * (acknowledged + PAGES_IN_FLIGHT)
                 with pytest.raises(TimeoutError):
                     # No page comes that was not paid for.
                     await peer.receive_a(Ops, seconds=0.2)
