@@ -161,12 +161,14 @@ class Node:
         await self.book.load()
         suspicion = await self._check_place()
         async with asyncio.TaskGroup() as group:
+            background: list[asyncio.Task[None]] = []
             if suspicion and not self.settings.force_offline:
                 self.runtime.hold_signing(f"a peer's copy of the own chain: {suspicion}")
             elif self._has_configured_peers():
                 self.runtime.hold_signing("a configured peer's copy of the own chain")
-                group.create_task(self._stop_waiting())
-            background = [group.create_task(self.runtime.run()), group.create_task(self.peers.watch())]
+                background.append(group.create_task(self._stop_waiting()))
+            background.append(group.create_task(self.runtime.run()))
+            background.append(group.create_task(self.peers.watch()))
             background.append(group.create_task(self.guards.run(self._take, self._penalties)))
             background.append(group.create_task(self.dialer.run()))
             background.append(group.create_task(self._tell_and_check()))

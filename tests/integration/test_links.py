@@ -1,0 +1,154 @@
+"""Connections of a node within this process: handshakes, pages, silent peers, and keys that are not allowed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from crdtchain import limits
+from crdtchain.adapters.keys import SigningKey
+from crdtchain.adapters.sqlite_store import SqliteStore
+from crdtchain.ops import Profile, SignedOp
+from crdtchain.scalars import Author, OpId
+from crdtchain.shapes import decode_op, encode_payload, join_block
+from crdtchain.signing import signing_bytes
+from crdtchain.sync.messages import Get, More, Ops, Probe, Tree, TreeReply
+from crdtchain.sync.regions import Except, encode_items
+from node import peers
+from node.config import Settings
+from node.datadir import create_data, found_network, join_network
+from node.node import Node
+from node.serve import open_ports
+from tests.integration.node_process import wait_until
+from tests.integration.raw_peer import RawPeer, connect_raw
+
+pytestmark = pytest.mark.integration
+
+
+@asynccontextmanager
+async def serving(folder: Path, *dialled: str) -> AsyncIterator[tuple[Node, str]]:
+    """Run a node; yields it and the address of its peer port."""
+    settings = Settings(local="127.0.0.1:0", listen="127.0.0.1:0", mdns="off", peers=dialled)
+    async with Node.open(folder, settings) as node, open_ports(node, settings) as addresses:
+        yield node, addresses["peer"]
+
+
+async def make_folder(folder: Path, *others: Author) -> SignedOp:
+    """Found a network; returns its genesis."""
+    key = create_data(folder)
+    return await found_network(folder, "a test", grants=dict.fromkeys((Author(key.author), *others), 100))
+
+
+async def claim_more(peer: RawPeer) -> None:
+    """Claim to hold a million ops, so that the node asks; a second time, for it may be the first's turn."""
+    for root in (bytes(32), bytes(31) + b"x"):
+        await peer.send(Probe(root, 10**6))
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_prove_a_key_in_time_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genesis = await make_folder(tmp_path)
+    monkeypatch.setattr(limits, "HANDSHAKE_S", 0.5)
+    async with serving(tmp_path) as (node, url), connect_raw(url, genesis.op.id) as peer:
+        await peer.say_hello()
+        assert "in time" in await peer.wait_closed()
+
+        async def is_gone() -> bool:
+            return not node.peers.links
+
+        await wait_until(is_gone, "nothing is left of the connection")
+
+
+@pytest.mark.asyncio
+async def test_a_silent_peer_is_not_waited_for_when_another_has_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genesis = await make_folder(tmp_path)
+    monkeypatch.setattr(peers, "SILENCE_S", 0.5)
+    async with (
+        serving(tmp_path) as (_, url),
+        connect_raw(url, genesis.op.id) as silent,
+        connect_raw(url, genesis.op.id) as other,
+    ):
+        await silent.shake_hands()
+        await claim_more(silent)
+        await silent.receive_a(Tree)
+        await other.shake_hands()
+        await claim_more(other)
+        await other.receive_a(Tree)
+
+
+def make_profiles(network: OpId, key: SigningKey, count: int) -> list[SignedOp]:
+    """Return large ops of one author, each after the one before."""
+    made: list[SignedOp] = []
+    for seq in range(count):
+        prev, parents = (made[-1].op.id, ()) if made else (None, (network,))
+        payload = encode_payload(key.author, seq, prev, parents, seq, Profile(name="large", about="x" * 900))
+        made.append(decode_op(join_block(payload, key.sign(signing_bytes(network, payload)))))
+    return made
+
+
+@pytest.mark.asyncio
+async def test_a_page_is_acknowledged_when_it_is_stored_and_not_before(tmp_path: Path) -> None:
+    key = SigningKey.generate()
+    genesis = await make_folder(tmp_path, Author(key.author))
+    page = make_profiles(genesis.op.id, key, 40)
+    async with serving(tmp_path) as (node, url), connect_raw(url, genesis.op.id) as peer:
+        await limit_pages(node, 0)
+        await peer.shake_hands()
+        await claim_more(peer)
+        await peer.receive_a(Tree)
+        await peer.send(TreeReply(1, encode_items([Except("", ())])))
+        get, _ = await peer.receive_a(Get)
+        blocks = [signed.block for signed in page]
+        await peer.send(Ops(get.request, False, tuple(map(len, blocks))), blocks)
+
+        async def is_added() -> bool:
+            return node.runtime.writer.is_full and page[-1].op.id in node.runtime.ledger
+
+        await wait_until(is_added, "the page is added, and can't be stored")
+        with pytest.raises(TimeoutError):
+            await peer.receive_a(More, seconds=0.5)
+        await limit_pages(node, None)
+    async with serving(tmp_path) as (node, _):
+        assert page[-1].op.id in node.runtime.ledger
+
+
+async def limit_pages(node: Node, more: int | None) -> None:
+    """Let the database grow by so many pages at most; None: as it likes."""
+    assert isinstance(node.store, SqliteStore)
+
+    def limit(connection: object) -> None:
+        (count,) = connection.execute("PRAGMA page_count").fetchone()  # type: ignore[attr-defined]
+        connection.execute(f"PRAGMA max_page_count = {2**30 if more is None else count + more}")  # type: ignore[attr-defined]
+
+    await node.store._call(limit)
+
+
+@pytest.mark.asyncio
+async def test_a_private_node_connects_to_nobody_else_either(tmp_path: Path) -> None:
+    await make_folder(tmp_path / "open")
+    create_data(tmp_path / "private")
+    async with serving(tmp_path / "open") as (open_node, url):
+        await join_network(tmp_path / "private", url)
+        (tmp_path / "private" / "peers.allow").write_text("# nobody\n")
+        async with serving(tmp_path / "private", url) as (node, _):
+
+            async def is_refused() -> bool:
+                return any("not on the other's list" in ended.reason for ended in node.peers.ended)
+
+            await wait_until(is_refused, "the dialled node is refused")
+            assert not node.peers.ready() and not open_node.peers.ready()
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_waits_for_a_peers_word_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+    await make_folder(tmp_path)
+    settings = Settings(peers=("http://127.0.0.1:9",), tip_wait_s=600, mdns="off")
+    async with asyncio.timeout(30):
+        async with Node.open(tmp_path, settings) as node:
+            assert node.runtime.waits_for_tip
