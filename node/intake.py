@@ -71,10 +71,13 @@ class Intake:
     async def _verify_elsewhere(self, rows: Rows) -> int:
         """Verify in the process, or, until it is up, or when it has died, slowly in a thread."""
         self.warm_up()
-        if self.verifier is not None and (self.verifier.is_up or self.verifier.is_dead):
+        verifier = self.verifier
+        if verifier is not None and (verifier.is_up or verifier.is_dead):
             try:
-                return await self.verifier.verify(rows)
+                return await verifier.verify(rows)
             except VerifierDiedError:
-                log.warning("The process that verifies signatures has died; it is started again.")
-                self.close()
+                # Others that have asked it learn the same; the first one makes room for the next process.
+                if verifier is self.verifier:
+                    log.warning("The process that verifies signatures has died; it is started again.")
+                    self.close()
         return await asyncio.to_thread(verify_many, self._network, rows)
