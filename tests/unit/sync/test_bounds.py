@@ -8,7 +8,7 @@ from crdtchain import limits
 from crdtchain.errors import PeerError
 from crdtchain.scalars import Author, OpId
 from crdtchain.sync.live import ANNOUNCED_MAX, PRUNED_MAX, Live, Urgency
-from crdtchain.sync.messages import PREFIX_BYTES, Tree, TreeReply
+from crdtchain.sync.messages import PREFIX_BYTES, Addresses, Tree, TreeReply
 from crdtchain.sync.pull import LACKING_BYTES_MAX, Pull
 from crdtchain.sync.reconcile import COMPARED_MAX, REGIONS_MAX, VIEWS_MAX, Selection, Tags, Walk, answer, weigh
 from crdtchain.sync.regions import (
@@ -23,6 +23,7 @@ from crdtchain.sync.regions import (
     decode_items,
     encode_items,
 )
+from crdtchain.sync.session import BUDGET_BYTES
 from crdtchain.sync.tree import KEY_DIGITS
 from tests.sync_pair import OP_PREFIX, TableShelf, connect, make_hello
 
@@ -163,3 +164,17 @@ def test_a_graft_makes_the_link_eager_for_the_authors_of_what_it_asks_for() -> N
     assert live.push([(op, b"x") for op in ids[:2]], author_of) == []
     assert live.take_graft([ids[0][4 : 4 + PREFIX_BYTES]], author_of) == [ids[0]]
     assert live.push([(ids[2], b"y"), (ids[3], b"z")], author_of) == [b"y"]
+
+
+def test_time_pays_for_no_more_negotiation_than_a_session_starts_with() -> None:
+    end = connect(TableShelf(KEYS), TableShelf(KEYS))[0]
+    end.hear(make_hello("listener"))
+    end.act(end.session.accept())
+    end.session.refill(10**9)
+
+    def talk_on() -> None:
+        for _ in range(BUDGET_BYTES // 100):
+            end.hear(Addresses(("http://node.example/" + "x" * 100,)))
+
+    with pytest.raises(PeerError, match="without an end"):
+        talk_on()
