@@ -25,7 +25,7 @@ from crdtchain.sync.regions import (
 )
 from crdtchain.sync.session import BUDGET_BYTES
 from crdtchain.sync.tree import KEY_DIGITS
-from tests.sync_pair import OP_PREFIX, TableShelf, connect, make_hello
+from tests.sync_pair import OP_PREFIX, TableShelf, connect, make_hello, talk
 
 SALT = bytes(16)
 TAG = b"abcd"
@@ -178,3 +178,16 @@ def test_time_pays_for_no_more_negotiation_than_a_session_starts_with() -> None:
 
     with pytest.raises(PeerError, match="without an end"):
         talk_on()
+
+
+def test_one_walk_serves_both_sides() -> None:
+    both = [*KEYS, *(f"{place:010x}{place:064x}" for place in range(100, 400))]
+    ends = connect(TableShelf([*both, f"{500:074x}"]), TableShelf([*both, f"{600:074x}"]))
+    talk(*ends)
+    assert ends[0].root == ends[1].root
+    # The side that did not ask gets what was found for it, without a question of its own.
+    assert (
+        min(trip.exchanges for end in ends for trip in end.trips)
+        == 1
+        < max(trip.exchanges for end in ends for trip in end.trips)
+    )
