@@ -1,0 +1,52 @@
+"""Ports that serve a blob and mean harm: they send elsewhere, or send other bytes of the right length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from crdtchain.errors import NoPeerError
+from tests.integration.blob_ports import CHUNK, Line, PortOf, list_names, name_blob, open_blobs, open_ports
+
+pytestmark = pytest.mark.integration
+
+SMALL = b"a blob of one chunk"
+LARGE = bytes(CHUNK) + b"and a few bytes more"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("data", [SMALL, LARGE])
+async def test_a_port_aims_a_node_at_nobody_else(tmp_path: Path, data: bytes) -> None:
+    blob, block = name_blob(data)
+    liar, victim = PortOf(data, block), PortOf(data, block)
+
+    def send_elsewhere(part: bytes) -> bytes:
+        raise web.HTTPFound(victim.url / "blobs/anything")
+
+    liar.change = send_elsewhere
+    async with open_ports(liar, victim) as urls, open_blobs(tmp_path / "node") as blobs:
+        blobs.find_sources = lambda: urls[:1]
+        with pytest.raises(NoPeerError):
+            await blobs.ensure(blob)
+    assert liar.asked and not victim.asked
+    assert not any("part" in name for name in list_names(tmp_path / "node"))
+
+
+@pytest.mark.asyncio
+async def test_other_bytes_for_a_small_blob_are_refused_and_their_sender_is_asked_no_more(tmp_path: Path) -> None:
+    blob, _ = name_blob(SMALL)
+    liar, honest = Line("liar", SMALL), Line("honest", SMALL)
+    liar.change = lambda piece, total: (total, bytes(len(piece)))
+    async with open_blobs(tmp_path / "node") as blobs:
+        blobs.find_links = lambda: [liar]
+        with pytest.raises(NoPeerError, match="other bytes"):
+            await blobs.ensure(blob, hops=0)
+        assert liar.dropped and len(liar.asked) == 1
+        with pytest.raises(NoPeerError):
+            await blobs.ensure(blob, hops=0)
+        assert len(liar.asked) == 1 and not list_names(tmp_path / "node")
+        blobs.find_links = lambda: [liar, honest]
+        assert await blobs.ensure(blob) == len(SMALL)
+        assert await blobs.read(blob) == SMALL and len(liar.asked) == 1
