@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from crdtchain import limits
 from crdtchain.adapters.keys import SigningKey
@@ -16,11 +19,11 @@ from crdtchain.ops import Profile, SignedOp
 from crdtchain.scalars import Author, OpId
 from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import signing_bytes
-from crdtchain.sync.messages import Get, More, Ops, Probe, Tree, TreeReply
+from crdtchain.sync.messages import Auth, Get, More, Ops, Probe, Tree, TreeReply, auth_bytes
 from crdtchain.sync.regions import Except, encode_items
 from node import peers
 from node.config import Settings
-from node.datadir import create_data, found_network, join_network
+from node.datadir import create_data, found_network, join_network, load_key
 from node.node import Node
 from node.serve import open_ports
 from tests.integration.node_process import wait_until
@@ -61,6 +64,17 @@ async def test_who_does_not_prove_a_key_in_time_is_dropped(tmp_path: Path, monke
             return not node.peers.links
 
         await wait_until(is_gone, "nothing is left of the connection")
+
+
+@pytest.mark.asyncio
+async def test_a_proof_by_another_key_is_none(tmp_path: Path) -> None:
+    genesis = await make_folder(tmp_path)
+    async with serving(tmp_path) as (node, url), connect_raw(url, genesis.op.id) as peer:
+        await peer.say_hello()
+        peer.key = SigningKey.generate()
+        await peer.send(peer.sign_auth())
+        assert "could not prove its key" in await peer.wait_closed()
+        assert not node.peers.ready()
 
 
 @pytest.mark.asyncio
@@ -152,3 +166,52 @@ async def test_a_node_that_waits_for_a_peers_word_stops_when_it_is_asked_to(tmp_
     async with asyncio.timeout(30):
         async with Node.open(tmp_path, settings) as node:
             assert node.runtime.waits_for_tip
+
+
+@asynccontextmanager
+async def listening(network: OpId, key: SigningKey, may_answer: asyncio.Event) -> AsyncIterator[str]:
+    """Be a peer that is dialled, and proves its key when it may."""
+
+    async def answer(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        peer = RawPeer(cast("aiohttp.ClientWebSocketResponse", socket), network, key)
+        await may_answer.wait()
+        theirs = await peer.say_hello()
+        await peer.send(Auth(key.sign(auth_bytes(theirs, peer.hello, is_dialler=False))))
+        await peer.wait_closed()
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/sync", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("is_lower", [True, False])
+async def test_of_two_connections_the_one_that_the_lower_key_dialled_is_kept(tmp_path: Path, is_lower: bool) -> None:
+    network, may_answer = (await make_folder(tmp_path)).op.id, asyncio.Event()
+    own = load_key(tmp_path, None).author
+    key = next(key for key in iter(SigningKey.generate, None) if (own < key.author) == is_lower)
+    async with (
+        listening(network, key, may_answer) as address,
+        serving(tmp_path, address) as (node, url),
+        connect_raw(url, network, key) as peer,
+    ):
+        await peer.shake_hands()
+        may_answer.set()
+
+        async def is_decided() -> bool:
+            return [link.is_dialler for link in node.peers.ready()] == [is_lower] and bool(node.peers.ended)
+
+        await wait_until(is_decided, "one connection is left, and it is the right one")
+        if is_lower:
+            assert "already connected" in await peer.wait_closed()
+        else:
+            assert "already connected" in node.peers.ended[0].reason and node.peers.ended[0].address == address
