@@ -60,6 +60,13 @@ class Talk(Protocol):
         """Return the reason for the end; raises PeerError when there are too many connections."""
 
 
+class IsConnected(Protocol):
+    """Says whether there is a connection to a node."""
+
+    def __call__(self, node: Author, is_chosen: bool = False) -> bool:
+        """`is_chosen`: not one that was dialled at a stranger's word."""
+
+
 class _Call:
     """One connection, from the attempt to its end."""
 
@@ -80,7 +87,7 @@ class Dialer:
         talk: Talk,
         make_http: MakeHttp,
         settings: Settings,
-        is_connected: Callable[[Author], bool],
+        is_connected: IsConnected,
         now: Callable[[], float] = time.time,
         *,
         own: Author | None = None,
@@ -235,10 +242,10 @@ class Dialer:
             return False
         if row.node == self._own:
             return row.source != Source.CONFIGURED
-        if self._is_connected(row.node):
+        if self._is_connected(row.node, is_chosen=row.source == Source.CONFIGURED):
             self.failures.pop(row.url, None)
             return True
-        return row.node in nodes
+        return row.node in nodes and row.source != Source.CONFIGURED
 
     def _count_trying(self) -> int:
         return sum(call.key is None and not call.is_configured for call in self._calls.values())

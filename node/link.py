@@ -84,6 +84,16 @@ class LinkOwner(Protocol):
     def count_held(self, ops: Sequence[SignedOp]) -> int:
         """Return how many of some ops are here, waiting ones not among them."""
 
+    def is_second(self, link: Link) -> bool:
+        """Whether the node that the peer says it is is connected already, and that connection must not be replaced."""
+
+    def on_second(self, link: Link) -> None:
+        """The peer of such a connection has proved its key, and this side has not.
+
+        Raises:
+            PeerError: always, to end it.
+        """
+
     def on_ready(self, link: Link) -> None:
         """The peer has proved its key.
 
@@ -156,6 +166,8 @@ class Link:
         self.close_code = ""
         """The word for the reason, if it is a fault of the peer."""
         self._owner = owner
+        self._is_second = False
+        """Whether this side does not prove its key, for it only wants to know who is there."""
         self._socket = socket
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
@@ -279,10 +291,14 @@ class Link:
                 case SendFrame():
                     self._put(output.frame)
                 case Prove():
-                    self._perform(self.session.prove(self._owner.sign(output.message)))
+                    self._is_second = self._owner.is_second(self)
+                    if not self._is_second:
+                        self._perform(self.session.prove(self._owner.sign(output.message)))
                 case Check():
                     if not is_accepted(Author(output.key), output.message, output.signature):
                         raise PeerError("the peer could not prove its key", "handshake")
+                    if self._is_second:
+                        self._owner.on_second(self)
                     self._perform(self.session.accept())
                 case Ready():
                     self._owner.on_ready(self)

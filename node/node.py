@@ -28,11 +28,11 @@ from crdtchain.adapters.data_folder import DataFolderLock
 from crdtchain.adapters.keys import SigningKey
 from crdtchain.adapters.penalties import SqlitePenalties
 from crdtchain.adapters.sqlite_store import SqliteStore
-from crdtchain.errors import StoreError
+from crdtchain.errors import PeerError, StoreError
 from crdtchain.ledger.snapshot import dump_ledger
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Job, Reveal, SignedOp
-from crdtchain.scalars import BlobId, OpId
+from crdtchain.scalars import Author, BlobId, OpId
 from crdtchain.scopes import Selector
 from crdtchain.sync.holdings import Holdings
 from crdtchain.sync.messages import PROTOCOL_VERSION, BlobGet, Hello
@@ -46,7 +46,7 @@ from node.blobs.sources import BlobPeer
 from node.book import Book, pick_addresses_to_tell
 from node.config import Settings
 from node.datadir import BLOBS_FOLDER, PEERS_FILE, load_key, write_private
-from node.dialer import Dialer
+from node.dialer import ALREADY_CONNECTED, Dialer
 from node.dialing import make_http
 from node.events import PeerConnected, PeerDropped, SyncProgress
 from node.guards import Guards
@@ -387,6 +387,20 @@ class Node:
                     named.add(bytes(body.model))
             self._named = len(ledger), frozenset(named)
         return blob in self._named[1]
+
+    def is_second(self, link: Link) -> bool:
+        """Whether there is a connection already to the node that a peer says it is, which this one must not replace."""
+        return self.peers.is_second(link)
+
+    def on_second(self, link: Link) -> None:
+        """Note where a node answers that is connected already.
+
+        Raises:
+            PeerError: always, to end the second connection.
+        """
+        assert link.session.peer is not None
+        self.dialer.note_node(link.address, Author(link.session.peer.node))
+        raise PeerError(ALREADY_CONNECTED, "duplicate")
 
     def on_ready(self, link: Link) -> None:
         """Take a peer that has proved its key.

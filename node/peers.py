@@ -134,9 +134,11 @@ class Peers:
         """Return the links whose peers have proved their keys, the oldest first."""
         return [link for link in self.links.values() if link.is_ready]
 
-    def is_connected(self, node: Author) -> bool:
-        """Whether there is a connection to a node."""
-        return any(link.node == node for link in self.ready())
+    def is_connected(self, node: Author, is_chosen: bool = False) -> bool:
+        """Whether there is a connection to a node; `is_chosen`: not one that was dialled at a stranger's word."""
+        return any(
+            link.node == node and (link.is_configured or not is_chosen or not link.is_dialler) for link in self.ready()
+        )
 
     async def talk(
         self,
@@ -176,6 +178,18 @@ class Peers:
             if self._asking is link:
                 self._asking = None
             self._stirred.set()
+
+    def is_second(self, link: Link) -> bool:
+        """Whether this side dialled a node that is connected, and people did not choose the address before the other.
+
+        An address that a stranger told may lead to somebody who carries all on to that node: were the key proved to
+        both, the straight connection would give way to one that the stranger can break, delay or read.
+        """
+        peer = link.session.peer
+        if peer is None or not link.is_dialler:
+            return False
+        others = [other for other in self.ready() if other is not link and other.node == peer.node]
+        return any(other.is_configured or not link.is_configured for other in others)
 
     def choose(self, link: Link) -> None:
         """Keep one of two connections to one node.

@@ -105,7 +105,7 @@ class Home:
             self.talk,
             partial(make_http, make_client_context(authority)),
             self.settings,
-            lambda node: node in self.connected,
+            lambda node, is_chosen=False: node in self.connected,
             now,
             own=Author(own * 32),
             peers_file=peers_file,
