@@ -144,7 +144,8 @@ async def limit_pages(node: Node, more: int | None) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_private_node_connects_to_nobody_else_either(tmp_path: Path) -> None:
+async def test_a_private_node_connects_to_nobody_else_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="node.node")
     await make_folder(tmp_path / "open")
     create_data(tmp_path / "private")
     async with serving(tmp_path / "open") as (open_node, url):
@@ -157,6 +158,8 @@ async def test_a_private_node_connects_to_nobody_else_either(tmp_path: Path) -> 
 
             await wait_until(is_refused, "the dialled node is refused")
             assert not node.peers.ready() and not open_node.peers.ready()
+            # Not even for a moment.
+            assert f"Connected to {url}" not in caplog.text and "Connected to 127.0.0.1" in caplog.text
 
 
 @pytest.mark.asyncio
