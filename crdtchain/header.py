@@ -97,7 +97,7 @@ def _read(block: bytes) -> Header | None:
     if not 0 <= count < 24 or len(block) != after + _SIGNATURE_BYTES or not startswith(_SIGNATURE, after):
         return None
     fields = _find_links(count).unpack_from(block, pos + 1)
-    body = codec.build(block[start:end]) if end > start + 1 else {}
+    body = {} if block[start] == _EMPTY else codec.build(block[start:end])
     if type(body) is not dict or (count and set(fields[::2]) != _LINK_HEADS):
         return None
     # Links are bytes here, as good as `Link` for all that reads a header.

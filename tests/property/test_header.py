@@ -55,6 +55,16 @@ def test_cut_and_stretched_blocks_are_judged_alike(block: bytes, place: int, len
     assert decode(data) == decode_plainly(data)
 
 
+@given(
+    st.sampled_from(BLOCKS),
+    st.sampled_from([b"\x03", b"\x80", b"\xa0", b"\xf6", b"\x60", b"\xa1\x61a\x00", b"\x20", b""]),
+)
+def test_other_bodies_are_judged_alike(block: bytes, body: bytes) -> None:
+    start = block.index(b"\x64body") + 5
+    data = block[:start] + body + block[codec.find_end(block, start) :]
+    assert decode(data) == decode_plainly(data)
+
+
 @given(st.sampled_from(BLOCKS), st.integers(0, 5), st.sampled_from([codec.RAW_CID_PREFIX, bytes(4), b"\x01\x71\x12"]))
 def test_other_links_are_judged_alike(block: bytes, which: int, prefix: bytes) -> None:
     places = [at for at in range(len(block)) if block.startswith(LINK_AT, at)]
