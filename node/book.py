@@ -211,6 +211,11 @@ class Book:
             if not self._is_strange(row):
                 self._change(row, next_ms=0, failures=0)
 
+    def list_chosen(self) -> set[Author]:
+        """Return the nodes that were reached at addresses which people chose, now or once."""
+        sources = (Source.CONFIGURED, Source.REMEMBERED)
+        return {row.node for row in self.rows.values() if row.node is not None and row.source in sources}
+
     # -- whom to dial --
 
     def due(self) -> list[AddressRow]:

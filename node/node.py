@@ -463,8 +463,19 @@ class Node:
             self.intake.close()
 
     def _note_synced(self) -> None:
-        if self.runtime.waits_for_tip and any(link.is_synced for link in self.peers.ready()):
+        if self.runtime.waits_for_tip and any(link.is_synced and self._may_vouch(link) for link in self.peers.ready()):
             self.runtime.allow_signing()
+
+    def _may_vouch(self, link: Link) -> bool:
+        """Whether a peer's word on the own chain counts: anybody can say that it holds what is here.
+
+        It has to be a node at an address that people chose; only who chose none believes the others. Who uses the same
+        key is the very copy that there may be.
+        """
+        if link.node == self.author:
+            return False
+        chosen = self.book.list_chosen()
+        return link.is_configured or link.node in chosen or not (chosen or self._has_configured_peers())
 
     def on_closed(self, link: Link, reason: str) -> None:
         """Note that a connection has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from crdtchain.adapters.keys import SigningKey
 from crdtchain.codec import format_did
 from crdtchain.scalars import Author, OpId
 from crdtchain.scopes import SCOPES_MAX, encode_selector, make_selector
@@ -19,7 +19,7 @@ from crdtchain.shapes import decode_op
 from crdtchain.sync.messages import Addresses, Get, Ops, Probe, Tree, TreeReply
 from crdtchain.sync.regions import Except, encode_items
 from tests.integration.node_process import NodeProcess, join_all, nodes, wait_equal, wait_until
-from tests.integration.raw_peer import RawClosedError, RawPeer, connect_raw
+from tests.integration.raw_peer import RawPeer, connect_raw
 
 pytestmark = pytest.mark.integration
 
@@ -50,7 +50,7 @@ async def test_more_scopes_than_are_followed_harm_nobody(tmp_path: Path) -> None
             await peer.shake_hands()
         await partial[0].send(Probe(bytes(32), 10**6))
         await partial[0].send(Probe(bytes(32), 10**6))
-        tree, _ = await partial[0].receive_a(Tree)
+        await partial[0].receive_a(Tree)
         await partial[0].send(TreeReply(1, b""))
         # It was asked in vain, so it is asked again after a while; meanwhile somebody comes with one scope too many.
         await partial[0].send(Probe(bytes(31) + b"x", 10**6))
@@ -85,7 +85,7 @@ async def test_a_trickle_keeps_nobody_from_asking_others(tmp_path: Path) -> None
         await made[1].start()
         for _ in range(5):
             await made[1].submit("transfer", {"to": format_did(made[0].key.author), "amount": 1})
-        address, _ = made[1].peer, made[1].stop()
+        made[1].stop()
         attack = asyncio.create_task(trickle(made[0].peer, network, genesis, 3))
         await asyncio.sleep(1)
         await made[1].start(made[0].peer)
@@ -151,3 +151,39 @@ async def test_nobody_comes_between_two_nodes_that_are_connected(tmp_path: Path)
         async with made[0].client() as client:
             # The key was not proved to whoever is between.
             assert all(end["node"] is None for end in (await client.peers())["ended"])
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_is_no_witness_of_the_own_tip(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2) as made:
+        first, second = made
+        await first.start(witness=True)
+        await join_all(made)
+        await second.start(first.peer)
+        await wait_equal(made)
+        second.stop()
+        shutil.copytree(second.folder, tmp_path / "backup")
+        await second.start(first.peer)
+        await second.submit("profile", {"name": "one"})
+        await wait_equal(made)
+        second.stop()
+        port = first.peer.rpartition(":")[2]
+        first.stop()
+        shutil.rmtree(second.folder)
+        shutil.copytree(tmp_path / "backup", second.folder)
+        await second.start(first.peer, flags=("--tip-wait-s", "600"))
+        async with connect_raw(second.peer, read_network(second)) as stranger:
+            theirs = await stranger.say_hello()
+            await stranger.send(stranger.sign_auth())
+            # It says that it holds just what is here.
+            await stranger.send(Probe(theirs.root, theirs.count))
+            await asyncio.sleep(2.5)
+            assert (await second.status())["waits_for_tip"]
+        await first.start(witness=True, flags=("--listen", f"127.0.0.1:{port}"))
+
+        async def is_free() -> bool:
+            return not (await second.status())["waits_for_tip"]
+
+        await wait_until(is_free, "the configured peer's word ends the waiting")
+        await second.submit("profile", {"name": "two"})
+        assert (await wait_equal(made))["ops"] >= 3
