@@ -19,7 +19,20 @@ from crdtchain.ops import Profile, SignedOp
 from crdtchain.scalars import Author, OpId
 from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import signing_bytes
-from crdtchain.sync.messages import Auth, Get, More, Ops, Probe, Tree, TreeReply, auth_bytes
+from crdtchain.sync.messages import (
+    PREFIX_BYTES,
+    Announce,
+    Auth,
+    Get,
+    Graft,
+    More,
+    Ops,
+    Probe,
+    Prune,
+    Tree,
+    TreeReply,
+    auth_bytes,
+)
 from crdtchain.sync.regions import Except, encode_items
 from node import peers
 from node.config import Settings
@@ -218,3 +231,24 @@ async def test_of_two_connections_the_one_that_the_lower_key_dialled_is_kept(tmp
             assert "already connected" in await peer.wait_closed()
         else:
             assert "already connected" in node.peers.ended[0].reason and node.peers.ended[0].address == address
+
+
+@pytest.mark.asyncio
+async def test_what_is_announced_and_does_not_come_is_asked_for_and_copies_are_declined(tmp_path: Path) -> None:
+    key = SigningKey.generate()
+    network = (await make_folder(tmp_path, Author(key.author))).op.id
+    first, second = make_profiles(network, key, 2)
+    async with serving(tmp_path) as (_, url), connect_raw(url, network) as one, connect_raw(url, network) as other:
+        await one.shake_hands()
+        await other.shake_hands()
+        prefix = first.op.id[4 : 4 + PREFIX_BYTES]
+        await one.send(Announce(prefix))
+        assert (await one.receive_a(Graft))[0] == Graft(prefix)
+        await one.send(Ops(0, True, (len(first.block),)), [first.block])
+        assert await other.receive_a(Ops) == (Ops(0, True, (len(first.block),)), [first.block])
+        await other.send(Ops(0, True, (len(first.block),)), [first.block])
+        assert (await other.receive_a(Prune))[0] == Prune(bytes(key.author))
+        # Nobody sends it back to who brought it.
+        await one.send(Ops(0, True, (len(second.block),)), [second.block])
+        assert (await other.receive_a(Ops))[1] == [second.block]
+        assert not any(isinstance(head, Ops) for head, _ in one.log)
