@@ -15,6 +15,7 @@ from aiohttp import web
 from crdtchain import limits
 from crdtchain.adapters.keys import SigningKey
 from crdtchain.adapters.sqlite_store import SqliteStore
+from crdtchain.codec import compute_blob_id
 from crdtchain.ops import Profile, SignedOp
 from crdtchain.scalars import Author, OpId
 from crdtchain.shapes import decode_op, encode_payload, join_block
@@ -23,6 +24,8 @@ from crdtchain.sync.messages import (
     PREFIX_BYTES,
     Announce,
     Auth,
+    BlobGet,
+    BlobNone,
     Get,
     Graft,
     More,
@@ -252,3 +255,41 @@ async def test_what_is_announced_and_does_not_come_is_asked_for_and_copies_are_d
         await one.send(Ops(0, True, (len(second.block),)), [second.block])
         assert (await other.receive_a(Ops))[1] == [second.block]
         assert not any(isinstance(head, Ops) for head, _ in one.log)
+
+
+@pytest.mark.asyncio
+async def test_what_is_above_an_allowance_is_neither_taken_live_nor_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = SigningKey.generate()
+    network = (await make_folder(tmp_path, Author(key.author))).op.id
+    flood = make_profiles(network, key, 40)
+    monkeypatch.setattr(limits, "AUTHOR_OPS_BURST", 10)
+    monkeypatch.setattr(limits, "AUTHOR_OPS_S", 0.01)
+    monkeypatch.setattr(limits, "PULL_DELAY_S", (3_600.0, 3_600.0))
+    monkeypatch.setattr(peers, "BUSY_S", 0.05)
+    monkeypatch.setattr(peers, "GRACE_S", 0.05)
+    async with serving(tmp_path) as (node, url), connect_raw(url, network) as peer:
+        await peer.shake_hands()
+        blocks = [signed.block for signed in flood]
+        await peer.send(Ops(0, True, tuple(map(len, blocks))), blocks)
+        await claim_more(peer)
+        with pytest.raises(TimeoutError):
+            await peer.receive_a(Tree, seconds=1)
+        assert flood[9].op.id in node.runtime.ledger and flood[10].op.id not in node.runtime.ledger
+        for link in node.peers.ready():
+            node.guards.admission.forget(link.name)
+        await peer.receive_a(Tree)
+
+
+@pytest.mark.asyncio
+async def test_a_blob_that_no_op_names_is_looked_for_at_nobody(tmp_path: Path) -> None:
+    network = (await make_folder(tmp_path)).op.id
+    wanted = BlobGet(bytes(compute_blob_id(b"what nobody names")), 0, 2, False)
+    async with serving(tmp_path) as (_, url), connect_raw(url, network) as asker, connect_raw(url, network) as other:
+        await asker.shake_hands()
+        await other.shake_hands()
+        await asker.send(wanted)
+        assert (await asker.receive_a(BlobNone))[0] == BlobNone(False)
+        with pytest.raises(TimeoutError):
+            await other.receive_a(BlobGet, seconds=0.2)
