@@ -50,6 +50,10 @@ from crdtchain.sync.tree import KEY_DIGITS, Branch, RangeTree, Region, count_reg
 
 COMPARED_MAX: Final = 256
 """Regions of so many ops are compared op by op with a leaf of the other side."""
+TAGGED_MAX: Final = 65_536
+"""Ops whose tags are worked out for one message, 0.1 s; what is left over is found by the next walk."""
+TAGGED_STEP: Final = 8_192
+"""Ops whose tags are worked out for a request before others have their turn."""
 ITEMS_BYTES_MAX: Final = 30_000
 """Bytes of the items of one message."""
 VIEWS_MAX: Final = 256
@@ -126,6 +130,7 @@ class _Comparison:
         self._tree = tree
         self._tags = tags
         self._views = views
+        self._tagged = 0
         self.outcome = Outcome()
 
     def compare(self, view: View) -> None:
@@ -187,6 +192,9 @@ class _Comparison:
         if count_region(region) > COMPARED_MAX:
             # What of theirs is not here is found when they have got the rest.
             self.outcome.offers.append(Except(view.prefix, ()))
+            return
+        self._tagged += count_region(region)
+        if self._tagged > TAGGED_MAX:
             return
         mine = self._tags.tag_ops(self._tree, self._tree.iterate(view.prefix))
         theirs = set(view.tags)
@@ -366,18 +374,25 @@ def prepare_parts(tree: RangeTree, tags: Tags, parts: Iterable[Part]) -> list[Pa
     regions.sort(key=lambda region: region[0])
     found: list[Part] = []
     last: str | None = None
+    tagged = 0
     for prefix, part in regions:
         if last is not None and prefix.startswith(last):
             # Only a peer that does not keep to the protocol says both; what is left of it is found by the next walk.
             continue
         last = prefix
+        count = count_region(tree.find(prefix))
+        is_tagged = count <= COMPARED_MAX and tagged + count <= TAGGED_MAX
+        if is_tagged:
+            tagged += count
         if isinstance(part, Only):
-            region = tree.find(prefix)
-            mine = tags.tag_ops(tree, tree.iterate(prefix)) if count_region(region) <= COMPARED_MAX else {}
+            mine = tags.tag_ops(tree, tree.iterate(prefix)) if is_tagged else {}
             if still := tuple(tag for tag in part.tags if tag not in mine):
                 found.append(Only(prefix, still))
-        elif isinstance(part, Except) or count_region(tree.find(prefix)):
-            found.extend(_all_but_mine(tree, tags, prefix))
+        elif count and not is_tagged:
+            # Too much to say what of it is here.
+            continue
+        elif isinstance(part, Except) or count:
+            found.append(Except(prefix, tuple(tags.tag_ops(tree, tree.iterate(prefix)))))
         else:
             before = found[-1] if found else None
             children = 1 << int(prefix[-1], 16)
@@ -386,13 +401,6 @@ def prepare_parts(tree: RangeTree, tags: Tags, parts: Iterable[Part]) -> list[Pa
             else:
                 found.append(Whole(part.prefix, children))
     return found
-
-
-def _all_but_mine(tree: RangeTree, tags: Tags, prefix: str) -> list[Part]:
-    """Return a region without what is here; nothing when that is too much to say."""
-    if count_region(tree.find(prefix)) > COMPARED_MAX:
-        return []
-    return [Except(prefix, tuple(tags.tag_ops(tree, tree.iterate(prefix))))]
 
 
 def split_parts(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
@@ -432,6 +440,8 @@ class Selection:
                 raise PeerError("the peer asked for too many regions at once")
         self._place = 0
         self._after = ""
+        self.passed = 0
+        """Ops that were looked at and not wanted."""
 
     @property
     def is_done(self) -> bool:
@@ -439,8 +449,9 @@ class Selection:
         return self._place >= len(self._parts)
 
     def take(self, limit: int) -> list[int]:
-        """Return the next op numbers; empty at the end."""
+        """Return the next op numbers; none at the end, or when many were looked at in vain."""
         found: list[int] = []
+        tagged = 0
         while not self.is_done and len(found) < limit:
             prefix, tags, is_only = self._parts[self._place]
             if is_only and count_region(self._tree.find(prefix)) > 2 * COMPARED_MAX:
@@ -448,9 +459,12 @@ class Selection:
                 self._place, self._after = self._place + 1, ""
                 continue
             for number in self._tree.iterate(prefix, self._after):
+                tagged += bool(tags)
                 if not tags or (self._tags.tag(self._tree.digest(number)) in tags) == is_only:
                     found.append(number)
-                if len(found) == limit:
+                else:
+                    self.passed += 1
+                if len(found) == limit or tagged == TAGGED_STEP:
                     self._after = self._tree.key(number)
                     return found
             self._place, self._after = self._place + 1, ""

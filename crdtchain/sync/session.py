@@ -84,6 +84,8 @@ PAGES_IN_FLIGHT: Final = 6
 BUDGET_BYTES: Final = 64 * 1024
 BUDGET_OP_BYTES: Final = 1_024
 BUDGET_MAX: Final = 2**24
+PASSED_OPS: Final = 4
+"""So many ops that were looked at for a request, and not wanted, cost a byte of negotiation."""
 SERVED_SLACK: Final = 10_000
 """So many ops beyond twice what is here are given to one peer in one session."""
 
@@ -451,7 +453,10 @@ class Session:
             if not plan.buffer and not plan.is_over:
                 numbers = plan.selection.take(limits.BATCH_OPS_MAX)
                 plan.is_over = plan.selection.is_done
-                if numbers:
+                self._charge(plan.selection.passed // PASSED_OPS)
+                plan.selection.passed = 0
+                if numbers or not plan.is_over:
+                    # Without numbers the driver reads nothing, and others have their turn meanwhile.
                     plan.is_reading = True
                     ids = self._holdings.dag.ids
                     return [*outputs, Read(plan.request, [ids[number] for number in numbers])]
