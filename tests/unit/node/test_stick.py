@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from crdtchain.adapters.car import read_car, read_roots, write_car
 from crdtchain.adapters.sqlite_store import SqliteStore
 from crdtchain.codec import compute_op_id, format_cid
 from crdtchain.ledger.state import Ledger
-from crdtchain.ops import SignedOp, Transfer
+from crdtchain.ops import Kind, SignedOp, Transfer
 from crdtchain.scalars import OpId
 from crdtchain.scopes import ScopeIndex, make_selector
 from node.cli.main import main
 from node.datadir import GENESIS_FILE, create_data
+from node.hold import list_links
 from tests.builders import World
 
 AHEAD = 12
@@ -146,7 +147,8 @@ def status_of(folders: Folders, **changes: Any) -> dict[str, Any]:
 def test_junk_in_the_place_of_a_status_is_refused_in_a_sentence(folders: Folders) -> None:
     values = status_of(folders)
     without = {name: value for name, value in values.items() if name != "heads"}
-    op, empty = values["heads"][0], {"jobs": [], "tags": [], "authors": [], "accounts": []}
+    op = values["heads"][0]
+    empty: dict[str, list[str]] = {"jobs": [], "tags": [], "authors": [], "accounts": []}
     raw = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
     for content, text in (
         (b"", "not what `crdtchain status --json` prints"),
@@ -218,3 +220,31 @@ def test_the_file_makes_a_ledger_where_there_was_none(folders: Folders) -> None:
         ledger.add(signed.op)
     create_data(folders.path / "new")
     assert folders.ask("new", "status")["state_digest"] == ledger.state_digest().hex()
+
+
+def test_what_is_exported_of_a_job_or_of_a_moment_rests_on_nothing_else(folders: Folders) -> None:
+    by_id = {signed.op.id: signed.op for signed in [*folders.common, *folders.own["bob"]]}
+    job = next(op for op in by_id.values() if op.kind is Kind.JOB)
+    middle = folders.common[len(folders.common) // 2].op
+
+    def past_of(tops: Iterable[OpId]) -> set[OpId]:
+        found, stack = set[OpId](), list(tops)
+        while stack:
+            if (op := stack.pop()) not in found:
+                found.add(op)
+                stack.extend(list_links(by_id[op]))
+        return found
+
+    on_the_job = [op.id for op in by_id.values() if op.kind in (Kind.STAKE, Kind.BID, Kind.REVEAL, Kind.VOTE)]
+    attests = [op.id for op in by_id.values() if op.kind in (Kind.ATTEST, Kind.CLAIM)]
+    expected = {
+        ("--job", format_cid(job.id)): past_of([job.id, *on_the_job, *attests]),
+        ("--until", format_cid(middle.id)): past_of([middle.id]),
+        ("--until", str(middle.time)): {op.id for op in by_id.values() if op.time <= middle.time},
+    }
+    for number, (words, ops) in enumerate(expected.items()):
+        file = folders.path / f"{number}.car"
+        done = folders.ask("bob", "export", file, *words)
+        assert {cid for cid, _ in read_car(file)} == ops and done["ops"] == len(ops) < len(by_id)
+        taken = folders.ask(f"new {number}", "import", file)
+        assert (taken["added"], taken["waiting"], taken["rejected"]) == (len(ops), 0, [])
