@@ -122,6 +122,14 @@ class Pull:
         self.is_asking = True
         return Get(self.request, self._scope, self._salt, encode_items(parts))
 
+    def cut_walk(self) -> Head | None:
+        """Leave the rest of the walk to another one, the question just made too; returns what to send instead."""
+        self._waits_for_reply = False
+        if self._walk is not None:
+            self._parts.extend(self._walk.gather())
+            self._walk = None
+        return self.go_on()
+
     def end_request(self) -> Head | None:
         """Note that a request was answered whole; returns what to send next."""
         self.is_asking = False

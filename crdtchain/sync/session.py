@@ -84,6 +84,8 @@ PAGES_IN_FLIGHT: Final = 6
 BUDGET_BYTES: Final = 64 * 1024
 BUDGET_OP_BYTES: Final = 1_024
 BUDGET_MAX: Final = 2**24
+ANSWER_RESERVE: Final = 32 * 1024
+"""What is left of the budget for an answer, when a question is asked."""
 PASSED_OPS: Final = 4
 """So many ops that were looked at for a request, and not wanted, cost a byte of negotiation."""
 SERVED_SLACK: Final = 10_000
@@ -367,6 +369,10 @@ class Session:
         self._holdings.tree(self.pull_scope)
 
     def _go_on(self, head: Head | None) -> list[Output]:
+        if isinstance(head, Tree) and self._budget < len(head.items) + ANSWER_RESERVE:
+            # The other side may lack much and be busy: it asks when it is not, and that pays for more. Or it lies.
+            self._charge(BUDGET_OP_BYTES)
+            head = self.pulling.cut_walk()
         if head is None:
             return [Pulled(self.pulling.trip)]
         if isinstance(head, Get):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -13,7 +14,7 @@ from crdtchain.sync.messages import Get, Ops
 from crdtchain.sync.outputs import Read
 from crdtchain.sync.reconcile import TAGGED_MAX, TAGGED_STEP, Selection, Tags, answer, prepare_parts
 from crdtchain.sync.regions import Except, LeafView, Only, Part, Whole, decode_items, encode_items
-from tests.sync_pair import TableShelf, connect, talk
+from tests.sync_pair import TableShelf, connect, settle, talk
 
 SALT = bytes(16)
 COUNT = 80_000
@@ -82,3 +83,22 @@ def test_an_answer_compares_op_by_op_within_bounds(shelf: TableShelf) -> None:
     assert found.answered == len(views) and not found.lacking
     offers = decode_items(found.items)
     assert offers and all(isinstance(offer, Only) and len(offer.tags) == 160 for offer in offers)
+
+
+@pytest.mark.parametrize("lacking", [1, 20])
+def test_a_walk_ends_before_it_costs_the_connection_while_the_other_side_is_busy(
+    shelf: TableShelf, lacking: int
+) -> None:
+    keys = [shelf.key(op) for op in shelf.ids]
+    random.Random(lacking).shuffle(keys)
+    full, busy = TableShelf(keys[lacking:]), TableShelf(keys[: len(keys) // 2])
+    asking, answering = connect(full, busy)
+    answering.pulls = False
+    talk(asking, answering)
+    for end in (asking, answering) * 3:
+        end.act(end.session.probe(is_forced=True))
+        talk(asking, answering)
+    assert asking.trips and not asking.session.is_pulling
+    answering.pulls = True
+    answering.pull()
+    settle(asking, answering)
