@@ -229,7 +229,7 @@ async def test_of_two_connections_the_one_that_the_lower_key_dialled_is_kept(tmp
         async def is_decided() -> bool:
             return [link.is_dialler for link in node.peers.ready()] == [is_lower] and bool(node.peers.ended)
 
-        await wait_until(is_decided, "one connection is left, and it is the right one")
+        await wait_until(is_decided, "one connection is left, and it is the right one", 30)
         if is_lower:
             assert "already connected" in await peer.wait_closed()
         else:
