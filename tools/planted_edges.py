@@ -60,7 +60,13 @@ PLANTED: list[tuple[str, str, str, str, str]] = [
     ("signature-r", SIGNING, "if _is_refused_point(signature[:32]):", "if False:", SIGNATURES),
     ("signature-s", SIGNING, '"little") >= _ORDER:', '"little") > _ORDER:', SIGNATURES),
     ("signature-network", SIGNING, "return OP_PREFIX + network + payload", "return OP_PREFIX + payload", SIGNATURES),
-    ("parents-sorted", SHAPES, "if any(left >= right for left, right in pairwise(op.parents)):", "if False:", RULES),
+    (
+        "parents-sorted",
+        SHAPES,
+        "if len(op.parents) > 1 and list(op.parents) != sorted(set(op.parents)):",
+        "if False:",
+        RULES,
+    ),
     ("model-finite", MODELS, '        _check_finite(array, f"array {name}")\n', "        pass\n", MODEL_TESTS),
     (
         "model-declared-size",
