@@ -45,7 +45,7 @@ from node.counters import DEFERRED, HELD, LIVE, NEEDED, PACED, Counters
 from node.hold import Hold, list_links, sort_by_links
 from node.pace import Allowances, Bucket
 
-WORK: Final = {"tree": 4, "get": 4, "probe": 2, "graft": 2, "addresses": 2, "announce": 1, "prune": 1, "ping": 1}
+WORK: Final = {"tree": 4, "get": 4, "probe": 2, "graft": 2, "addresses": 2, "announce": 1, "prune": 1, "blobget": 1}
 """What a request costs us, in units; other messages cost the peer as much as us, or are paced by their answers."""
 CALM_S: Final = 120.0
 """A peer that offered too much starts anew after so long."""

@@ -52,13 +52,13 @@ class Intake:
         self._starting = self.verifier = None
 
     async def prepare(self, blocks: Sequence[bytes], is_known: Callable[[OpId], bool]) -> list[SignedOp]:
-        """Decode and verify those of some blocks that are not known.
+        """Decode and verify those of some blocks that are not known, each once.
 
         Raises:
             InvalidOpError: one of them breaks a rule.
         """
-        ids = [compute_op_id(block) for block in blocks]
-        decoded = [decode_op(block, op) for op, block in zip(ids, blocks, strict=True) if not is_known(op)]
+        by_id = {compute_op_id(block): block for block in blocks}
+        decoded = [decode_op(block, op) for op, block in by_id.items() if not is_known(op)]
         rows = [(bytes(signed.op.author), signed.block) for signed in decoded]
         if len(rows) <= INLINE_MAX:
             bad = verify_many(self._network, rows)

@@ -258,7 +258,8 @@ class Link:
                 await self._wait(self._pace.note_work(self.session.received_kind))
                 await self._perform_slowly(outputs)
             elif message.type is aiohttp.WSMsgType.CLOSE:
-                reason = str(message.extra or "").strip()
+                # A stranger's text is shown to people and stands in logs.
+                reason = "".join(filter(str.isprintable, str(message.extra or ""))).strip()
                 self.drop(f"the peer closed: {reason}" if reason else "the peer closed the connection")
                 return
             elif message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.ERROR):

@@ -123,7 +123,10 @@ class Node:
         self.blobs.find_sources = self._find_sources
         self.blobs.find_links = self.peers.ready
         self.blobs.find_port = self._find_blob_port
-        self._named: tuple[int, frozenset[bytes]] = 0, frozenset()
+        self._named = set[bytes]()
+        """Blobs that ops name."""
+        self._named_count = 0
+        """How many ops were looked at for them."""
         self._is_unsettled = False
 
     @classmethod
@@ -377,16 +380,15 @@ class Node:
     def _is_named(self, blob: bytes) -> bool:
         """Whether an op of the ledger names a blob: nothing else is fetched for others."""
         ledger = self.runtime.ledger
-        if self._named[0] != len(ledger):
-            named = set[bytes]()
-            for body in ledger.jobs.bodies.values():
-                if isinstance(body, Job):
-                    files = (*body.task.code, *body.data.train, *body.data.features)
-                    named.update((bytes(body.data.labels), *(bytes(link) for _, link in files)))
-                elif isinstance(body, Reveal):
-                    named.add(bytes(body.model))
-            self._named = len(ledger), frozenset(named)
-        return blob in self._named[1]
+        for number in range(self._named_count, len(ledger)):
+            body = ledger.jobs.bodies.get(number)
+            if isinstance(body, Job):
+                files = (*body.task.code, *body.data.train, *body.data.features)
+                self._named.update((bytes(body.data.labels), *(bytes(link) for _, link in files)))
+            elif isinstance(body, Reveal):
+                self._named.add(bytes(body.model))
+        self._named_count = len(ledger)
+        return blob in self._named
 
     def is_second(self, link: Link) -> bool:
         """Whether there is a connection already to the node that a peer says it is, which this one must not replace."""

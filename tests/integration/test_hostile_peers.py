@@ -187,3 +187,21 @@ async def test_a_stranger_is_no_witness_of_the_own_tip(tmp_path: Path) -> None:
         await wait_until(is_free, "the configured peer's word ends the waiting")
         await second.submit("profile", {"name": "two"})
         assert (await wait_equal(made))["ops"] >= 3
+
+
+@pytest.mark.asyncio
+async def test_what_a_peer_says_at_its_end_forges_no_line_of_the_log(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 1) as made:
+        await made[0].start(witness=True)
+        async with connect_raw(made[0].peer, read_network(made[0])) as peer:
+            await peer.shake_hands()
+            await peer.socket.close(code=4_000, message="so\nERROR all is lost \x1b[2J\u202e".encode())
+
+        async def is_ended() -> bool:
+            async with made[0].client() as client:
+                return bool((await client.peers())["ended"])
+
+        await wait_until(is_ended, "the end is noted")
+        async with made[0].client() as client:
+            assert (await client.peers())["ended"][0]["reason"] == "the peer closed: soERROR all is lost [2J"
+        assert "\nERROR" not in made[0].log.read_text() and "\x1b" not in made[0].log.read_text()

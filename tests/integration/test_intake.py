@@ -128,3 +128,11 @@ async def test_what_is_known_is_left_out(history: list[SignedOp]) -> None:
     known = {signed.op.id for signed in history[5:]}
     found = await intake.prepare([signed.block for signed in history[1:]], known.__contains__)
     assert found == history[1:5]
+
+
+@pytest.mark.asyncio
+async def test_a_block_that_comes_many_times_counts_once(history: list[SignedOp]) -> None:
+    intake = Intake(history[0].op.id)
+    blocks = [history[1].block] * 150 + [history[2].block, history[1].block]
+    assert await intake.prepare(blocks, lambda op: False) == history[1:3]
+    intake.close()
