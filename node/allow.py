@@ -18,7 +18,8 @@ from node.watched import WatchedFile, read_lines
 
 ALLOW_FILE: Final = "peers.allow"
 ALLOW_HEADER: Final = "Nodes that may connect, one did:key a line; without any line nobody may."
-REFUSED: Final = "the key of this node is not on the other's list of allowed peers"
+REFUSED: Final = "the key of one node is not on the other's list of allowed peers"
+"""Both sides read it, so it takes neither's view."""
 
 log = logging.getLogger(__name__)
 

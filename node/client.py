@@ -275,7 +275,12 @@ class _Exchange:
     async def __aenter__(self) -> aiohttp.ClientResponse:
         try:
             response: aiohttp.ClientResponse = await self._request.__aenter__()
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError):
+            raise NoPeerError(f"no node answers at {self._url}: start it with 'crdtchain serve'") from None
+        except TimeoutError:
+            text = f"the node at {self._url} is slow to answer and may still do it: look before you ask again"
+            raise NoPeerError(text) from None
+        except (aiohttp.ClientError, OSError):
             raise NoPeerError(f"no node answers at {self._url}: start it with 'crdtchain serve'") from None
         if response.status >= 400:
             try:

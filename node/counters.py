@@ -95,7 +95,7 @@ _TEXTS: Final = (
     ("the peer asks for the same ops", Drop.NEGOTIATION),
     ("the peer reads too slowly", Drop.SLOW),
     ("the peer does not answer", Drop.SILENT),
-    ("the key of this node is not on", Drop.ALLOW),
+    ("the key of one node is not on", Drop.ALLOW),
     ("this node can't store", Drop.STORE),
     ("this node is stopping", Drop.STOPPING),
     ("this node has as many", Drop.BUSY),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def explain(error: BaseException, url: str) -> str:
         case aiohttp.ClientConnectorDNSError():
             return f"the name {error.host} is not known, or there is no network"
         case aiohttp.ClientConnectorError():
-            return f"nobody answers at {url}: {(error.os_error.strerror or str(error.os_error)).lower()}"
+            return f"nobody answers at {url}: {_explain_os(error.os_error)}"
         case aiohttp.WSServerHandshakeError():
             return _explain_status(error.status)
         case CrdtchainError():
@@ -89,6 +90,11 @@ def explain(error: BaseException, url: str) -> str:
             return "what answers there is no peer port (it speaks no HTTP)"
         case _:
             return f"nobody answers at {url}: {error}" if str(error) else f"nobody answers at {url}"
+
+
+def _explain_os(error: OSError) -> str:
+    """Return what the system says, without what the event loop adds to it."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 def _explain_certificate(error: BaseException) -> str:

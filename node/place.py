@@ -32,7 +32,7 @@ PLACE_FILE: Final = "place"
 SIGNED_FILE: Final = "signed"
 NOTE: Final = "place"
 WARNING: Final = (
-    "the data folder looks copied or restored ({reason}), and this node signs without a peer's word, as "
+    "The data folder looks copied or restored ({reason}), and this node signs without a peer's word, as "
     "--force-offline asks: if another copy of this key has signed anything that is not here, the two are an "
     "equivocation, and the account is frozen for ever"
 )

@@ -134,6 +134,18 @@ class Runtime:
             self._stir()
             self.stir_agenda()
 
+    async def wait_to_sign(self, seconds: float) -> None:
+        """Return when signing is allowed.
+
+        Raises:
+            UsageError: it is not allowed within so many seconds; nothing was signed.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._may_sign.wait()
+        except TimeoutError:
+            raise UsageError(f"nothing was signed: signing waits for {self.waits_for_tip}") from None
+
     @property
     def unsaved_count(self) -> int:
         """Ops that came after the last snapshot, or after the start."""

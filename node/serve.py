@@ -130,7 +130,9 @@ async def _open(
             ssl_handshake_timeout=None if tls is None else limits.HANDSHAKE_S,
         )
     except (OSError, socket.gaierror) as error:
-        reason = error.strerror or str(error)
+        # The event loop puts the address into the system's words; names that are not found have a code of their own.
+        is_name = isinstance(error, socket.gaierror) or not error.errno
+        reason = (error.strerror or str(error)) if is_name else os.strerror(error.errno or 0)
         raise UsageError(f"can't listen at {where}: {reason}; choose another address with {what}") from None
     stack.callback(server.close)
     return host, int(server.sockets[0].getsockname()[1])

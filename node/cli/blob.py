@@ -55,6 +55,8 @@ class Bar:
         if total <= BAR_BYTES:
             return
         if self._task is None:
+            # A bar that has begun leaves a line behind, also when there was nothing to show.
+            self._progress.start()
             self._task = self._progress.add_task(what)
         self._done = done
         self._progress.update(self._task, description=what, completed=done, total=total)
@@ -74,8 +76,11 @@ def open_bar(shell: Shell) -> Iterator[Bar]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=shell.err) as progress:
+    progress = Progress(*columns, console=shell.err)
+    try:
         yield Bar(progress)
+    finally:
+        progress.stop()
 
 
 async def watch_fetch(client: NodeClient, cid: str, bar: Bar, is_open: asyncio.Event) -> None:
@@ -156,6 +161,8 @@ def _add_transfers(group: typer.Typer) -> None:
         if not file.is_file():
             raise UsageError(f"there is no file {file}")
         size = file.stat().st_size
+        if size > limits.BLOB_BYTES_MAX:
+            raise UsageError(f"{file} has {decimal(size)}; a blob has at most {limits.BLOB_BYTES_MAX >> 20} MiB")
         cid = shell.run(send(shell, file, size))
         shell.show({"cid": cid, "size": size}, cid)
 
@@ -167,8 +174,10 @@ def _add_transfers(group: typer.Typer) -> None:
     ) -> None:
         """Fetch a blob, from all peers that have it if need be, into a file; what has come is not fetched again."""
         parse_cid(cid)
+        if output.is_dir() or not output.parent.is_dir():
+            raise UsageError(f"{output} can't be written: name a file in a folder that is there")
         size = shell.run(fetch(shell, cid, output))
-        shell.show({"cid": cid, "file": str(output), "size": size}, f"{output}: {size} bytes")
+        shell.show({"cid": cid, "file": str(output), "size": size}, f"{output}: {decimal(size)}")
 
 
 def _add_keeping(group: typer.Typer) -> None:
@@ -206,7 +215,7 @@ def _add_keeping(group: typer.Typer) -> None:
                 return await client.remove_blob(await find_blob(client, cid), force)
 
         done = shell.run(work())
-        shell.show(done, f"{done['cid']} is gone, {done['size']} bytes")
+        shell.show(done, f"{done['cid']} is gone: {decimal(done['size'])}")
 
 
 def _set_pinned(shell: Shell, cid: str, is_pinned: bool) -> None:
@@ -215,4 +224,4 @@ def _set_pinned(shell: Shell, cid: str, is_pinned: bool) -> None:
             return await client.pin_blob(await find_blob(client, cid), is_pinned)
 
     done = shell.run(work())
-    shell.show(done, f"{done['cid']} {'stays' if is_pinned else 'may go when room is needed'}, {done['size']} bytes")
+    shell.show(done, f"{done['cid']} {'stays' if is_pinned else 'may go when room is needed'}: {decimal(done['size'])}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from node.allow import REFUSED
 from node.cli.shell import shorten
+from node.dialer import ALREADY_CONNECTED
 
 ENDED_SHOWN = 5
 
@@ -24,25 +27,17 @@ def describe_peers(values: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for peer in values["connected"]:
         lines.extend(_describe_peer(peer))
-    failed = values["failed"]
-    rows = failed.items() if isinstance(failed, Mapping) else ((str(row), "") for row in failed)
-    lines.extend(f"{address}  not connected: {reason}" for address, reason in rows)
-    lines.extend(_describe_ended(values.get("ended", ())))
-    return "\n".join(lines) or "No peers. Give one with `crdtchain serve --peer URL`."
+    failed: Mapping[str, str] = values["failed"]
+    for address, reason in failed.items():
+        lines.append(f"{address}  not connected: {_explain(reason.replace(f' at {address}', ''))}")
+    lines.extend(_describe_ended(values.get("ended", ()), failed))
+    return "\n".join(lines) or "No peers. Give one with `crdtchain peers add URL`."
 
 
 def _describe_peer(peer: Mapping[str, Any]) -> list[str]:
-    state = "in step" if peer["synced"] else "catching up"
-    behind = []
-    if peer.get("lacking_here"):
-        behind.append(f"{peer['lacking_here']:,} of its ops are missing here")
-    if peer.get("lacking_there"):
-        behind.append(f"it lacks {peer['lacking_there']:,} of ours")
-    way = "dialled" if peer.get("dialled") else "dialled in"
-    lines = [
-        f"{peer['address']}  {shorten(peer['node'])}  {way}  {peer['ops']:,} ops  {', '.join([state, *behind])}"
-        f"{'  keeps a part' if peer.get('partial') else ''}"
-    ]
+    way = "dialled from here" if peer.get("dialled") else "dialled from there"
+    part = ", keeps a part" if peer.get("partial") else ""
+    lines = [f"{peer['address']}  {shorten(peer['node'])}  {way}{part}", f"    {_describe_state(peer)}"]
     traffic, last = peer.get("traffic"), peer.get("last_sync")
     if last:
         lines.append(
@@ -57,10 +52,41 @@ def _describe_peer(peer: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _describe_ended(ended: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write the last connections that ended, one line for each reason and address."""
-    latest = {(end["address"], end["reason"]): end for end in ended}
+def _describe_state(peer: Mapping[str, Any]) -> str:
+    state = f"{'in step' if peer['synced'] else 'catching up'}: it has {peer['ops']:,} ops"
+    if peer.get("lacking_here"):
+        state += f", {peer['lacking_here']:,} of them are missing here"
+    if peer.get("lacking_there"):
+        state += f", it lacks {peer['lacking_there']:,} of ours"
+    return state
+
+
+def _describe_ended(ended: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[str]:
+    """Write the last connections that ended, one line for each reason and address.
+
+    Left out is what nobody has to know: the second of two connections to one node, and what was just said of an
+    address that is not connected.
+    """
+    latest = {
+        (end["address"], end["reason"]): end
+        for end in ended
+        if end["reason"] != ALREADY_CONNECTED and failed.get(end["address"]) != end["reason"]
+    }
     return [
-        f"{end['address']}  ended: {end['reason']}" + (f"  {shorten(end['node'])}" if end["node"] else "")
+        f"{end['address']}  ended at {_format_time(end['time'])}: {_explain(end['reason'])}"
+        + (f"  {shorten(end['node'])}" if end["node"] else "")
         for end in list(latest.values())[-ENDED_SHOWN:]
     ]
+
+
+def _explain(reason: str) -> str:
+    """Write why a connection ended: what the other side said is its own word, so "this node" in it is the other one."""
+    for prefix in ("the peer closed: ", "refused: "):
+        word = reason.removeprefix(prefix)
+        if word != reason:
+            return "its list of allowed peers lacks this node's key" if word == REFUSED else f"it said: {word}"
+    return "the list of allowed peers here lacks its key" if reason == REFUSED else reason
+
+
+def _format_time(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1_000, UTC).astimezone().strftime("%H:%M:%S")

@@ -66,7 +66,8 @@ def describe(values: Mapping[str, Any]) -> str:
         lines.append("scope     a partial replica: what it can't judge is told by `crdtchain scope show`")
     if not values["running"]:
         return "\n".join([*lines, "node      not running: start it with `crdtchain serve`"])
-    lines.append(f"peers     {len(values['peers'])} connected{', in step' if values.get('synced') else ''}")
+    state = ", in step" if values.get("synced") else ", catching up" if values["peers"] else ""
+    lines.append(f"peers     {len(values['peers'])} connected{state}: `crdtchain peers` tells more")
     for name, meaning in (
         ("waits_for_tip", "signing waits for"),
         ("duty_stopped", "the witness has stopped:"),

@@ -37,6 +37,8 @@ from node.server.ws import NODE
 PAGE_MAX: Final = 500
 """Ops of one answer."""
 PING_S: Final = 15.0
+SIGNING_WAIT_S: Final = 20.0
+"""So long a request may wait until this node is allowed to sign; clients wait longer."""
 
 
 def _json(content: object, status: int = 200) -> web.Response:
@@ -193,6 +195,8 @@ async def get_account(request: web.Request) -> web.Response:
 
 async def _submit(request: web.Request, body: Body) -> web.Response:
     node = request.app[NODE]
+    # Whoever asks must be answered before giving up, or it would be signed behind the back of who believes it was not.
+    await node.runtime.wait_to_sign(SIGNING_WAIT_S)
     signed = await node.runtime.submit(body)
     return _json(_show_new(node, signed), 201)
 

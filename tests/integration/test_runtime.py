@@ -232,6 +232,8 @@ async def test_nothing_is_signed_while_the_own_tip_is_asked_for(tmp_path: Path) 
         assert node.runtime.waits_for_tip
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(node.runtime.submit(Profile(name="too early", about="")), 0.3)
+        with pytest.raises(UsageError, match="nothing was signed: signing waits for"):
+            await node.runtime.wait_to_sign(0.1)
         assert len(node.runtime.ledger) == 1
         signed = await asyncio.wait_for(node.runtime.submit(Profile(name="now", about="")), 10)
         assert signed.op.seq == 1 and not node.runtime.waits_for_tip

@@ -14,6 +14,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from crdtchain import limits
+from crdtchain.codec import format_cid
 from crdtchain.errors import (
     CrdtchainError,
     InvalidOpError,
@@ -25,8 +27,10 @@ from crdtchain.errors import (
     StoreError,
     UsageError,
 )
+from node.allow import REFUSED
 from node.cli.accounts import show_account
 from node.cli.archive import parse_moment
+from node.cli.connections import describe_peers
 from node.cli.importing import BlobAssembler
 from node.cli.job_watch import render
 from node.cli.main import app, main
@@ -354,3 +358,45 @@ def test_trying_a_job_prints_the_loss_a_bid_would_announce(tmp_path: Path, capsy
     )
     code, out, err = call(capsys, "job", "try", str(tmp_path / "bad.toml"))
     assert (code, out) == (5, "") and err.splitlines()[-1].startswith("error: training ended as ")
+
+
+def test_peers_say_how_each_connection_stands_and_why_others_are_missing() -> None:
+    peer = {
+        "address": "http://192.0.2.7:8471", "node": ALICE, "dialled": True, "synced": False, "ops": 68,
+        "lacking_here": 12, "lacking_there": 3, "live": "pushed", "partial": True,
+        "traffic": {"received_bytes": 4_200, "sent_bytes": 900},
+        "last_sync": {"ops": 12, "op_bytes": 3_100, "round_trips": 2, "negotiated_bytes": 188},
+    }  # fmt: skip
+    gone = "http://192.0.2.8:8471"
+    ended = [
+        {"address": "192.0.2.9", "node": None, "reason": reason, "time": 0}
+        for reason in ("already connected", REFUSED, f"the peer closed: {REFUSED}", "the peer closed: so it is")
+    ]
+    lines = describe_peers(
+        {"connected": [peer], "failed": {gone: f"nobody answers at {gone}: connection refused"}, "ended": ended}
+    ).splitlines()
+    assert lines[:4] == [
+        "http://192.0.2.7:8471  z6MkhaXgBZDvotDkL5  dialled from here, keeps a part",
+        "    catching up: it has 68 ops, 12 of them are missing here, it lacks 3 of ours",
+        "    last sync: 12 ops (3.1 kB) in 2 round trips and 188 B of negotiation",
+        "    in all: 4.2 kB received, 900 B sent; new ops are pushed",
+    ]
+    assert lines[4] == f"{gone}  not connected: nobody answers: connection refused"
+    assert [line.partition(": ")[2] for line in lines[5:]] == [
+        "the list of allowed peers here lacks its key",
+        "its list of allowed peers lacks this node's key",
+        "it said: so it is",
+    ]
+
+
+def test_a_blob_that_can_not_work_is_refused_before_a_node_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(limits.BLOB_BYTES_MAX + 1)
+    code, _, err = call(capsys, "blob", "put", str(huge), "--data", str(tmp_path))
+    assert code == 2 and "at most 256 MiB" in err
+    cid = format_cid(b"\x01\x55\x12\x20" + bytes(32))
+    code, _, err = call(capsys, "blob", "get", cid, "-o", str(tmp_path / "no" / "file"), "--data", str(tmp_path))
+    assert code == 2 and "name a file in a folder that is there" in err
