@@ -114,6 +114,17 @@ def test_one_teller_has_few_rows_and_reached_ones_stay_when_the_book_is_full() -
     assert {"http://mine.example.org:1", "http://7.7.7.7:1"} <= set(book.rows)
 
 
+def test_what_people_named_stays_also_among_addresses_that_were_all_reached() -> None:
+    book = make_book()
+    book.configure(["http://mine.example.org:1"])
+    for start in range(0, ROWS_MAX + 64, 64):
+        urls = told(64, start)
+        book.note_told(urls, ALICE, PUBLIC)
+        for url in urls:
+            book.note_node(url, BOB)
+    assert ROWS_MAX - 64 < len(book.rows) <= ROWS_MAX and "http://mine.example.org:1" in book.rows
+
+
 def test_a_teller_may_not_aim_at_what_is_nearer_than_itself() -> None:
     book = make_book()
     near = ["http://127.0.0.1:1", "http://192.168.0.1:1", "http://169.254.0.1:1", "http://8.8.8.8:1"]
