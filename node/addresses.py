@@ -53,7 +53,8 @@ def parse_peer_url(text: str) -> URL:
         if url.raw_query_string or url.raw_fragment or url.user is not None or url.port == 0:
             raise ValueError
         return URL.build(scheme=scheme, host=url.host, port=url.explicit_port, path=prefix)
-    except ValueError:
+    except (ValueError, IndexError):
+        # The library meets the end of some texts, such as `http://[::1]@`, before it expects it.
         raise UsageError(f"{text[:300]!r} is not the address of a peer; one looks like http://HOST:PORT") from None
 
 

@@ -242,6 +242,10 @@ class Link:
             log.warning("A page from %s was given up: %s", self.address, error)
         except (OSError, aiohttp.ClientError) as error:
             self.drop(f"the connection broke: {error}")
+        except Exception:
+            # A fault of this program: it costs one connection, and not the node.
+            log.exception("The connection to %s met an error.", self.address)
+            self.drop("this node met an error")
 
     async def _watch_handshake(self) -> None:
         await asyncio.sleep(limits.HANDSHAKE_S)

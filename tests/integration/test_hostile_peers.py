@@ -205,3 +205,17 @@ async def test_what_a_peer_says_at_its_end_forges_no_line_of_the_log(tmp_path: P
         async with made[0].client() as client:
             assert (await client.peers())["ended"][0]["reason"] == "the peer closed: soERROR all is lost [2J"
         assert "\nERROR" not in made[0].log.read_text() and "\x1b" not in made[0].log.read_text()
+
+
+@pytest.mark.asyncio
+async def test_addresses_that_are_none_cost_nothing(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 1) as made:
+        await made[0].start(witness=True)
+        async with connect_raw(made[0].peer, read_network(made[0])) as peer:
+            await peer.shake_hands()
+            # Some libraries fail at these in ways of their own.
+            await peer.send(Addresses(("http://[::1]:5@", "http://[::1]@", "http://[", "http://]", "http://[::1%]:1")))
+            await peer.send(Get(1, b"", bytes(16), encode_items([Except("", ())])))
+            ops, _ = await peer.receive_a(Ops)
+            assert ops.last
+        assert "Traceback" not in made[0].log.read_text()
