@@ -21,6 +21,23 @@ is_up() {
     for _ in $(seq 300); do [ -e "play/$1/node.json" ] && return; sleep 0.1; done
     cat "play/$1.log" >&2; exit 9
 }
+is_in_step() {
+    for _ in $(seq 100); do
+        CRDTCHAIN_DATA="play/$1" crdtchain peers --json | grep -q '"synced": true' && return; sleep 0.3
+    done
+    cat "play/$1.log" >&2; exit 8
+}
+stop() {
+    kill -INT "$(grep -o '"pid": *[0-9]*' "play/$1/node.json" | grep -o '[0-9]*')"
+    for _ in $(seq 300); do [ -e "play/$1/node.json" ] || return 0; sleep 0.1; done
+    cat "play/$1.log" >&2; exit 7
+}
+"""
+RESULTS = """\
+for who in bob carol erin; do "$who" account --json > "$who.json"; done
+erin peers --json > peers.json
+alice status --json > alice-status.json
+erin status --json > erin-status.json
 """
 SHORTER = {
     'bid_for = "2m"': 'bid_for = "60s"',
@@ -42,7 +59,7 @@ def find_free_ports(count: int) -> list[int]:
 
 
 def read_blocks() -> str:
-    """Return all commands of the tutorial, in order."""
+    """Return all commands of the tutorial and of the second machine, in order."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     tutorial = text[text.index("## Tutorial") : text.index("## Beside others")]
     return "".join(re.findall(r"^```sh\n(.*?)^```", tutorial, flags=re.DOTALL | re.MULTILINE))
@@ -55,22 +72,28 @@ def make_script() -> str:
         assert old in commands, old
         commands = commands.replace(old, new)
     for old_port, port in zip(
-        sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", commands))), find_free_ports(6), strict=True
+        sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", commands))), find_free_ports(8), strict=True
     ):
         commands = commands.replace(f":{old_port}", f":{port}")
     lines = []
     for line in commands.splitlines():
         if line.startswith("make venv"):
             continue
-        served = re.match(r"(alice|bob|carol) serve ", line)
+        served = re.match(r"(alice|bob|carol|erin) serve ", line)
         if served:
             name = served[1]
             lines += [f"{line} > play/{name}.log 2>&1 &", f"is_up {name}"]
+            if name == "erin":
+                lines += ["is_in_step erin", "sleep 3"]
+            continue
+        ended = re.match(r"# Ctrl-C in (\w+)'s terminal", line)
+        if ended:
+            lines.append(f"stop {ended[1].lower()}")
             continue
         lines += [f"note {json.dumps(line)}" if "$" not in line else "note …", line]
         if re.match(r"alice invite|JOB=|bob stake", line):
             lines.append("sleep 3")
-    return PRELUDE + "\n".join(lines) + "\nbob account --json > bob.json\ncarol account --json > carol.json\n"
+    return PRELUDE + "\n".join(lines) + "\n" + RESULTS
 
 
 @pytest.mark.integration
@@ -105,5 +128,13 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     assert code == 0, output.read_text()[-4000:]
     assert json.loads((tmp_path / "bob.json").read_text())["balance"] == 200
     assert json.loads((tmp_path / "carol.json").read_text())["balance"] == 110
+    assert json.loads((tmp_path / "erin.json").read_text())["balance"] == 20
+    connected = {peer["address"]: peer for peer in json.loads((tmp_path / "peers.json").read_text())["connected"]}
+    assert len(connected) == 3, "one address is enough to find all"
+    assert all(peer["synced"] for peer in connected.values())
+    caught_up = [peer["last_sync"] for peer in connected.values() if peer["last_sync"]]
+    assert caught_up and sum(sync["ops"] for sync in caught_up) >= 1
+    statuses = [json.loads((tmp_path / f"{name}-status.json").read_text()) for name in ("alice", "erin")]
+    assert statuses[0]["heads"] == statuses[1]["heads"]
     winner, model = (tmp_path / "play" / name for name in ("winner.raw", "model.raw"))
     assert winner.read_bytes() == model.read_bytes()
