@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -92,6 +92,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Log one JSON object a line instead of text."""
 
 
+def _explain(text: str) -> str:
+    """Write what is wrong with a setting: which one it is, and what it may be."""
+    what, mark, path = text.replace(f"Expected `str` matching regex {_HOST_PORT!r}", "Expected HOST:PORT").rpartition(
+        " - at `$."
+    )
+    if not mark:
+        return f"a setting is wrong: {text}"
+    name = path.rstrip("`")
+    choices = getattr(get_type_hints(Settings).get(name), "__args__", ()) if what.startswith("Invalid enum") else ()
+    allowed = f"; it is one of {', '.join(map(str, choices))}" if choices else ""
+    return f"the setting {name} is wrong: {what[:1].lower()}{what[1:]}{allowed}"
+
+
 def default_data_dir(environ: Mapping[str, str] | None = None) -> Path:
     """Return the data folder for who names none: CRDTCHAIN_DATA, else the platform's place for data of programs."""
     env = os.environ if environ is None else environ
@@ -123,8 +136,7 @@ def load_settings(
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
-        text = str(error).replace(f"Expected `str` matching regex {_HOST_PORT!r}", "Expected HOST:PORT")
-        raise UsageError(f"a setting is wrong: {text}") from None
+        raise UsageError(_explain(str(error))) from None
     for url in (*settings.peers, *filter(None, (settings.public_url,))):
         parse_peer_url(url)
     return settings

@@ -28,7 +28,7 @@ from crdtchain.adapters.data_folder import DataFolderLock
 from crdtchain.adapters.keys import SigningKey
 from crdtchain.adapters.penalties import SqlitePenalties
 from crdtchain.adapters.sqlite_store import SqliteStore
-from crdtchain.errors import PeerError, StoreError
+from crdtchain.errors import PeerError, StoreError, UsageError
 from crdtchain.ledger.snapshot import dump_ledger
 from crdtchain.ledger.state import Ledger
 from crdtchain.ops import Job, Reveal, SignedOp
@@ -59,6 +59,7 @@ from node.place import WARNING as PLACE_WARNING
 from node.place import Place
 from node.runtime import Runtime
 from node.tls import make_client_context
+from node.watched import read_lines
 
 TELL_S = 600.0
 """So often a peer is told addresses."""
@@ -181,7 +182,11 @@ class Node:
                 await self._stop(background)
 
     def _has_configured_peers(self) -> bool:
-        return bool(self.settings.peers) or (self.folder / PEERS_FILE).exists()
+        try:
+            return bool(self.settings.peers or read_lines(self.folder / PEERS_FILE))
+        except UsageError:
+            # Who can't be read may be there.
+            return True
 
     async def _check_place(self) -> str:
         """Return why the data folder looks copied or restored, after which nothing is signed without a peer's word."""

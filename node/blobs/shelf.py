@@ -203,7 +203,8 @@ class Shelf:
             self._pending[token] = before
             quota = self.quota_bytes // 2**20
             raise StoreFullError(
-                f"the blob quota of {quota} MiB is used up by what has to stay ('blob list'); raise blob_quota_mib"
+                f"the blob quota of {quota} MiB has no room for it beside what has to stay ('blob list'); "
+                "raise the setting blob_quota_mib"
             )
         for blob, _ in victims:
             self._forget(blob)

@@ -18,7 +18,7 @@ import msgspec
 import typer
 
 from crdtchain import codec, limits
-from crdtchain.adapters.car import CarWriter
+from crdtchain.adapters.car import CarError, CarWriter
 from crdtchain.adapters.store import STORE_FILE
 from crdtchain.codec import format_cid, parse_cid, parse_did
 from crdtchain.errors import StoreError, UsageError
@@ -364,4 +364,10 @@ def add_to(app: typer.Typer) -> None:
         """Take the ops and blobs of a CAR file; each op is judged like one from a peer."""
         if not file.is_file():
             raise UsageError(f"there is no file {file}")
-        import_car(shell, file)
+        try:
+            import_car(shell, file)
+        except CarError as error:
+            taken = "what came before is taken" if error.position else "nothing was taken"
+            raise UsageError(
+                f"{file} is no CAR file, or damaged: {error}; {taken}, so copy or export it again"
+            ) from None

@@ -22,7 +22,7 @@ from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import GENESIS_NETWORK, signing_bytes
 from node.clock import Clock
 from node.config import Settings
-from node.datadir import create_data, found_network
+from node.datadir import PEERS_FILE, PEERS_HEADER, create_data, found_network
 from node.events import Broadcaster, Missed, OpAdded
 from node.node import Node
 from node.runtime import Runtime
@@ -237,6 +237,14 @@ async def test_nothing_is_signed_while_the_own_tip_is_asked_for(tmp_path: Path) 
         assert len(node.runtime.ledger) == 1
         signed = await asyncio.wait_for(node.runtime.submit(Profile(name="now", about="")), 10)
         assert signed.op.seq == 1 and not node.runtime.waits_for_tip
+
+
+@pytest.mark.asyncio
+async def test_a_list_of_peers_that_is_empty_again_names_nobody_to_wait_for(tmp_path: Path) -> None:
+    folder = await make_folder(tmp_path / "data")
+    (folder / PEERS_FILE).write_text(f"# {PEERS_HEADER}\n")
+    async with Node.open(folder, Settings(tip_wait_s=60)) as node:
+        assert not node.runtime.waits_for_tip
 
 
 @pytest.mark.asyncio

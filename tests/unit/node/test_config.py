@@ -29,12 +29,12 @@ def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
         ('lisen = "x:1"', {}, {}, "did you mean listen"),
         ("", {"CRDTCHAIN_LISEN": "x:1"}, {}, "did you mean listen"),
         ("", {}, {"lisen": "x:1"}, "did you mean listen"),
-        ("witness = 3", {}, {}, r"\$.witness"),
+        ("witness = 3", {}, {}, r"setting witness"),
         ("", {"CRDTCHAIN_WITNESS": "perhaps"}, {}, "true or false"),
         ("", {"CRDTCHAIN_TIP_WAIT_S": "soon"}, {}, "whole number"),
-        ("tip_wait_s = -1", {}, {}, r"\$.tip_wait_s"),
-        ('local = "8470"', {}, {}, r"Expected HOST:PORT - at `\$.local"),
-        ('log_level = "loud"', {}, {}, r"\$.log_level"),
+        ("tip_wait_s = -1", {}, {}, r"setting tip_wait_s"),
+        ('local = "8470"', {}, {}, r"setting local is wrong: expected HOST:PORT"),
+        ('log_level = "loud"', {}, {}, r"setting log_level"),
         ("this is no toml", {}, {}, "not TOML"),
     ],
 )
@@ -71,3 +71,11 @@ def test_every_setting_says_what_it_is() -> None:
     for name in Settings.__struct_fields__:
         (place,) = [number for number, line in enumerate(lines) if line.startswith(f"    {name}: ")]
         assert lines[place + 1].startswith('    """'), name
+
+
+def test_a_wrong_choice_is_told_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings(tmp_path, {"log_level": "loud"}, {})
+    assert str(caught.value) == (
+        "the setting log_level is wrong: invalid enum value 'loud'; it is one of debug, info, warning, error"
+    )

@@ -248,3 +248,14 @@ def test_what_is_exported_of_a_job_or_of_a_moment_rests_on_nothing_else(folders:
         assert {cid for cid, _ in read_car(file)} == ops and done["ops"] == len(ops) < len(by_id)
         taken = folders.ask(f"new {number}", "import", file)
         assert (taken["added"], taken["waiting"], taken["rejected"]) == (len(ops), 0, [])
+
+
+def test_a_file_that_is_no_car_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    junk = tmp_path / "junk.car"
+    junk.write_text("not a CAR")
+    assert main(["init", "--data", str(tmp_path / "data")]) == 0
+    capsys.readouterr()
+    assert main(["import", str(junk), "--data", str(tmp_path / "data")]) == 2
+    err = capsys.readouterr().err
+    assert f"{junk} is no CAR file, or damaged" in err and "nothing was taken" in err
