@@ -18,6 +18,7 @@ from crdtchain.adapters.sqlite_store import SqliteStore
 from crdtchain.codec import compute_blob_id
 from crdtchain.ops import Profile, SignedOp
 from crdtchain.scalars import Author, OpId
+from crdtchain.scopes import make_selector
 from crdtchain.shapes import decode_op, encode_payload, join_block
 from crdtchain.signing import signing_bytes
 from crdtchain.sync.messages import (
@@ -49,9 +50,9 @@ pytestmark = pytest.mark.integration
 
 
 @asynccontextmanager
-async def serving(folder: Path, *dialled: str) -> AsyncIterator[tuple[Node, str]]:
+async def serving(folder: Path, *dialled: str, job_tags: tuple[str, ...] = ()) -> AsyncIterator[tuple[Node, str]]:
     """Run a node; yields it and the address of its peer port."""
-    settings = Settings(local="127.0.0.1:0", listen="127.0.0.1:0", mdns="off", peers=dialled)
+    settings = Settings(local="127.0.0.1:0", listen="127.0.0.1:0", mdns="off", peers=dialled, job_tags=job_tags)
     async with Node.open(folder, settings) as node, open_ports(node, settings) as addresses:
         yield node, addresses["peer"]
 
@@ -293,3 +294,15 @@ async def test_a_blob_that_no_op_names_is_looked_for_at_nobody(tmp_path: Path) -
         assert (await asker.receive_a(BlobNone))[0] == BlobNone(False)
         with pytest.raises(TimeoutError):
             await other.receive_a(BlobGet, seconds=0.2)
+
+
+@pytest.mark.asyncio
+async def test_who_keeps_more_than_before_begins_its_connections_anew(tmp_path: Path) -> None:
+    network = (await make_folder(tmp_path)).op.id
+    async with serving(tmp_path, job_tags=("one",)) as (node, url), connect_raw(url, network) as peer:
+        assert (await peer.shake_hands()).scope == node.partial.scope != b""
+        assert not await node.widen(make_selector(tags=["one"]))
+        assert await node.widen(make_selector(tags=["another"]))
+        assert "keeps more now" in await peer.wait_closed()
+        async with connect_raw(url, network) as again:
+            assert (await again.shake_hands()).scope == node.partial.scope
