@@ -29,7 +29,7 @@ def describe_peers(values: Mapping[str, Any]) -> str:
         lines.extend(_describe_peer(peer))
     failed: Mapping[str, str] = values["failed"]
     for address, reason in failed.items():
-        lines.append(f"{address}  not connected: {_explain(reason.replace(f' at {address}', ''))}")
+        lines += [address, f"    not connected: {_explain(reason.replace(f' at {address}', ''))}"]
     lines.extend(_describe_ended(values.get("ended", ()), failed))
     return "\n".join(lines) or "No peers. Give one with `crdtchain peers add URL`."
 
@@ -62,7 +62,7 @@ def _describe_state(peer: Mapping[str, Any]) -> str:
 
 
 def _describe_ended(ended: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[str]:
-    """Write the last connections that ended, one line for each reason and address.
+    """Write the last connections that ended, once for each reason and address.
 
     Left out is what nobody has to know: the second of two connections to one node, and what was just said of an
     address that is not connected.
@@ -72,11 +72,11 @@ def _describe_ended(ended: Sequence[Mapping[str, Any]], failed: Mapping[str, str
         for end in ended
         if end["reason"] != ALREADY_CONNECTED and failed.get(end["address"]) != end["reason"]
     }
-    return [
-        f"{end['address']}  ended at {_format_time(end['time'])}: {_explain(end['reason'])}"
-        + (f"  {shorten(end['node'])}" if end["node"] else "")
-        for end in list(latest.values())[-ENDED_SHOWN:]
-    ]
+    lines = []
+    for end in list(latest.values())[-ENDED_SHOWN:]:
+        lines.append(f"{end['address']}{'  ' + shorten(end['node']) if end['node'] else ''}")
+        lines.append(f"    ended at {_format_time(end['time'])}: {_explain(end['reason'])}")
+    return lines
 
 
 def _explain(reason: str) -> str:
@@ -84,8 +84,8 @@ def _explain(reason: str) -> str:
     for prefix in ("the peer closed: ", "refused: "):
         word = reason.removeprefix(prefix)
         if word != reason:
-            return "its list of allowed peers lacks this node's key" if word == REFUSED else f"it said: {word}"
-    return "the list of allowed peers here lacks its key" if reason == REFUSED else reason
+            return "it does not allow this node's key" if word == REFUSED else f"it said: {word}"
+    return "its key is not allowed here (`crdtchain peers allow`)" if reason == REFUSED else reason
 
 
 def _format_time(time_ms: int) -> str:

@@ -381,10 +381,10 @@ def test_peers_say_how_each_connection_stands_and_why_others_are_missing() -> No
         "    last sync: 12 ops (3.1 kB) in 2 round trips and 188 B of negotiation",
         "    in all: 4.2 kB received, 900 B sent; new ops are pushed",
     ]
-    assert lines[4] == f"{gone}  not connected: nobody answers: connection refused"
-    assert [line.partition(": ")[2] for line in lines[5:]] == [
-        "the list of allowed peers here lacks its key",
-        "its list of allowed peers lacks this node's key",
+    assert lines[4:6] == [gone, "    not connected: nobody answers: connection refused"]
+    assert [line.partition(": ")[2] for line in lines[7::2]] == [
+        "its key is not allowed here (`crdtchain peers allow`)",
+        "it does not allow this node's key",
         "it said: so it is",
     ]
 
