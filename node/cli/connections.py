@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +31,7 @@ def describe_peers(values: Mapping[str, Any]) -> str:
     failed: Mapping[str, str] = values["failed"]
     for address, reason in failed.items():
         lines += [address, f"    not connected: {_explain(reason.replace(f' at {address}', ''))}"]
-    lines.extend(_describe_ended(values.get("ended", ()), failed))
+    lines.extend(_describe_ended(values.get("ended", ()), failed, {peer["node"] for peer in values["connected"]}))
     return "\n".join(lines) or "No peers. Give one with `crdtchain peers add URL`."
 
 
@@ -61,7 +62,9 @@ def _describe_state(peer: Mapping[str, Any]) -> str:
     return state
 
 
-def _describe_ended(ended: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[str]:
+def _describe_ended(
+    ended: Sequence[Mapping[str, Any]], failed: Mapping[str, str], connected: AbstractSet[str]
+) -> list[str]:
     """Write the last connections that ended, once for each reason and address.
 
     Left out is what nobody has to know: the second of two connections to one node, and what was just said of an
@@ -70,7 +73,8 @@ def _describe_ended(ended: Sequence[Mapping[str, Any]], failed: Mapping[str, str
     latest = {
         (end["address"], end["reason"]): end
         for end in ended
-        if end["reason"] != ALREADY_CONNECTED and failed.get(end["address"]) != end["reason"]
+        if not (end["reason"].endswith(ALREADY_CONNECTED) and end["node"] in connected)
+        and failed.get(end["address"]) != end["reason"]
     }
     lines = []
     for end in list(latest.values())[-ENDED_SHOWN:]:

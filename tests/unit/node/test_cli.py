@@ -369,7 +369,7 @@ def test_peers_say_how_each_connection_stands_and_why_others_are_missing() -> No
     }  # fmt: skip
     gone = "http://192.0.2.8:8471"
     ended = [
-        {"address": "192.0.2.9", "node": None, "reason": reason, "time": 0}
+        {"address": "192.0.2.9", "node": ALICE, "reason": reason, "time": 0}
         for reason in ("already connected", REFUSED, f"the peer closed: {REFUSED}", "the peer closed: so it is")
     ]
     lines = describe_peers(
