@@ -406,6 +406,20 @@ PLANTED: list[tuple[str, str, str, str, str]] = [
         "and stays.\n            pass\n",
         STICK_TESTS,
     ),
+    (
+        "requests-without-pace",
+        LINK,
+        "                await self._wait(self._pace.note_work(self.session.received_kind))\n",
+        "",
+        f"{LINKS} -k its_pace",
+    ),
+    (
+        "live-without-pace",
+        LINK,
+        "await self._wait(self._pace.note_live(output.blocks))",
+        "pass",
+        f"{LINKS} -k its_pace",
+    ),
     # What else is remembered, told and bounded.
     (
         "allowed-by-an-empty-list",

@@ -306,3 +306,34 @@ async def test_who_keeps_more_than_before_begins_its_connections_anew(tmp_path: 
         assert "keeps more now" in await peer.wait_closed()
         async with connect_raw(url, network) as again:
             assert (await again.shake_hands()).scope == node.partial.scope
+
+
+@pytest.mark.asyncio
+async def test_who_asks_and_sends_more_than_its_pace_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = SigningKey.generate()
+    network = (await make_folder(tmp_path, Author(key.author))).op.id
+    first, second, third = make_profiles(network, key, 3)
+    for name, value in (("WORK_BURST", 4), ("WORK_S", 0.01), ("OPS_BURST", 2), ("OPS_S", 0.01)):
+        monkeypatch.setattr(limits, f"LINK_{name}", value)
+    everything = encode_items([Except("", ())])
+    async with serving(tmp_path) as (node, url), connect_raw(url, network) as one, connect_raw(url, network) as other:
+        await one.shake_hands()
+        await one.send(Get(1, b"", bytes(16), everything))
+        assert (await one.receive_a(Ops))[0].last
+        await one.send(Get(2, b"", bytes(16), everything))
+        with pytest.raises(TimeoutError):
+            await one.receive_a(Ops, seconds=0.5)
+        await other.shake_hands()
+        for page in ([first, second], [third]):
+            await other.send(
+                Ops(0, True, tuple(len(signed.block) for signed in page)), [signed.block for signed in page]
+            )
+
+        async def is_taken() -> bool:
+            return second.op.id in node.runtime.ledger
+
+        await wait_until(is_taken, "what comes at its pace is taken")
+        await asyncio.sleep(0.3)
+        assert third.op.id not in node.runtime.ledger
+        # Who waits does not answer a goodbye.
+        await node.peers.close("the test ends")
