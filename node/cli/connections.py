@@ -73,7 +73,7 @@ def _describe_ended(
     latest = {
         (end["address"], end["reason"]): end
         for end in ended
-        if not (end["reason"].endswith(ALREADY_CONNECTED) and end["node"] in connected)
+        if not (end["reason"].endswith(ALREADY_CONNECTED) and end["node"] in {None, *connected})
         and failed.get(end["address"]) != end["reason"]
     }
     lines = []
