@@ -99,6 +99,7 @@ _TEXTS: Final = (
     ("this node can't store", Drop.STORE),
     ("this node is stopping", Drop.STOPPING),
     ("this node has as many", Drop.BUSY),
+    ("this node makes room", Drop.BUSY),
     ("this node takes no connections", Drop.BUSY),
     # What is left of the texts that begin so is about the form of frames, lists, ids, regions and blocks.
     ("the peer asked ", Drop.PROTOCOL),

@@ -49,6 +49,8 @@ LIVE_BYTES_MAX: Final = 512 * 1024
 """Above it live ops are not queued; the peer is told the heads later."""
 TAKES_MAX: Final = 8
 """Pages that may wait to be added; more than a session lets a peer send."""
+UNREAD_S: Final = 60.0
+"""So long a peer may leave a frame unread, though it answers pings."""
 PIECE_S: Final = 20.0
 """So long a peer may take for a piece of a blob."""
 
@@ -156,6 +158,8 @@ class Link:
         """When a live op was last sent."""
         self.live_s = 0.0
         """When a live op last came."""
+        self.useful_s = time.monotonic()
+        """When a new op last came, or the connection began."""
         self.pulled_s = 0.0
         """When a pull last ended."""
         self.vain = 0
@@ -388,6 +392,8 @@ class Link:
         await stored
         refused = sum(map(len, take.blocks)) - sum(len(signed.block) for signed in ops)
         accepted = self._owner.count_held(ops)
+        if accepted:
+            self.useful_s = time.monotonic()
         if accepted < len(ops):
             refused += sum(len(signed.block) for signed in ops) * (len(ops) - accepted) // len(ops)
         outputs = self.session.stored(take, accepted, refused)
@@ -433,7 +439,11 @@ class Link:
         while True:
             while self._outbox:
                 frame = self._outbox.pop(0)
-                await self._socket.send_bytes(frame)
+                try:
+                    async with asyncio.timeout(UNREAD_S):
+                        await self._socket.send_bytes(frame)
+                except TimeoutError:
+                    raise PeerError("the peer reads too slowly", "slow") from None
                 self._outbox_bytes -= len(frame)
             self._stirred.clear()
             if not self._outbox:

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -32,6 +32,7 @@ from crdtchain.sync.session import BUDGET_OP_BYTES, Session
 from node.dialer import ALREADY_CONNECTED
 from node.gate import Direction, Entry, Gate
 from node.link import Link, LinkOwner, Socket
+from node.scores import address_key
 
 SILENCE_S: Final = 10.0
 SILENCE_OTHERS_S: Final = 3.0
@@ -62,6 +63,8 @@ PULL_PAUSE_S: Final = 0.25
 """One peer is asked again after so long, if the last time brought nothing."""
 ANNOUNCED_PULL_MAX: Final = 1_000
 ENDED_MAX: Final = 64
+USELESS_S: Final = 600.0
+"""An incoming connection that brought nothing new for so long makes room for another when all places are taken."""
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +208,21 @@ class Peers:
                 if link.is_dialler != is_ours and other.is_dialler == is_ours:
                     raise PeerError(ALREADY_CONNECTED, "duplicate")
                 other.drop(ALREADY_CONNECTED)
+
+    def make_room(self) -> bool:
+        """End one incoming connection that has brought nothing new for long, of the address that has most of them.
+
+        Places are for whoever uses them: else whoever comes first, with many keys, keeps all others out for good.
+        """
+        now_s = time.monotonic()
+        idle = [link for link in self.ready() if not link.is_dialler and now_s - link.useful_s > USELESS_S]
+        if not idle:
+            return False
+        tally = Counter(address_key(link.address) for link in idle)
+        max(idle, key=lambda link: (tally[address_key(link.address)], -link.useful_s)).drop(
+            "this node makes room for another peer", "busy"
+        )
+        return True
 
     # -- who is asked --
 

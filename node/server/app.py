@@ -56,14 +56,22 @@ async def handle_genesis(request: web.Request) -> web.Response:
     return web.Response(body=blocks[0], content_type=CBOR_TYPE)
 
 
+def _refuse_in_private(request: web.Request) -> None:
+    """Serve no blobs here in a private network: who asks over `/sync` has proved a key, who asks here has not."""
+    if request.app[NODE].allow.is_private:
+        raise web.HTTPForbidden(text="This network is private: blobs are served to its nodes only.")
+
+
 async def handle_blob(request: web.Request) -> web.StreamResponse:
     """Stream a blob that is here; what is fetched for other nodes is asked for over `/sync`."""
+    _refuse_in_private(request)
     blob = BlobId(codec.parse_cid(request.match_info["cid"]))
     return await send_blob(request, blob)
 
 
 async def handle_blob_list(request: web.Request) -> web.Response:
     """Answer the list of a large blob's chunks."""
+    _refuse_in_private(request)
     block = await request.app[NODE].blobs.read_list(BlobId(codec.parse_cid(request.match_info["cid"])))
     if block is None:
         raise web.HTTPNotFound

@@ -23,6 +23,9 @@ async def handle_sync(request: web.Request) -> web.StreamResponse:
     try:
         entry = node.guards.gate.enter(address)
     except RefusedError as error:
+        if error.limit == "full":
+            # The next one who knocks finds a place, in all likelihood this one.
+            node.peers.make_room()
         raise web.HTTPTooManyRequests(text=f"{error}.", headers={"Retry-After": str(error.wait_s)}) from None
     with entry:
         return await _talk(request, address, entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from crdtchain.codec import format_did
@@ -88,6 +89,13 @@ async def test_a_private_network_lets_in_whom_it_lists(tmp_path: Path) -> None:
         assert not await peers_of(first)
         allow.write_text(f"{did_of(second)}  # the second\n")
         await wait_connected(first, second)
+        async with first.client() as client:
+            blob = await client.put_blob(b"for the nodes of the network")
+        async with aiohttp.ClientSession() as http, http.get(f"{first.peer}/blobs/{blob}") as response:
+            assert response.status == 403
+        async with second.client() as client:
+            # Over the connection, whose key is proved, it comes.
+            assert await client.read_blob(blob) == b"for the nodes of the network"
         allow.write_text("")
 
         async def is_dropped() -> bool:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from crdtchain import limits
 from crdtchain.adapters.keys import SigningKey
 from crdtchain.codec import format_did
 from crdtchain.shapes import decode_op
+from node import peers
+from node.config import Settings
+from node.datadir import create_data, found_network
+from node.node import Node
+from node.serve import open_ports
 from tests.integration.node_process import NodeProcess, join_all, nodes, wait_equal, wait_until
 from tests.integration.raw_peer import RawClosedError, connect_raw
 
@@ -90,3 +97,32 @@ async def test_a_witness_whose_clock_differs_from_its_peers_stops_and_says_so(tm
 
         await wait_until(has_stopped, "the witness stops")
         assert (await read_metrics(made[0]))["crdtchain_clock_skew_ms"] < -390_000
+
+
+@pytest.mark.asyncio
+async def test_places_are_for_whoever_uses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS_IN_MAX", 2)
+    folder = tmp_path / "node"
+    create_data(folder)
+    genesis = await found_network(folder, "test")
+    settings = Settings(local="127.0.0.1:0", listen="127.0.0.1:0", mdns="off")
+    async with (
+        Node.open(folder, settings) as node,
+        open_ports(node, settings) as addresses,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        idle = [await stack.enter_async_context(connect_raw(addresses["peer"], genesis.op.id)) for _ in range(2)]
+        for peer in idle:
+            await peer.shake_hands()
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="429"):
+            async with connect_raw(addresses["peer"], genesis.op.id):
+                pass
+        # Both are young: nobody makes room.
+        assert len(node.peers.ready()) == 2
+        monkeypatch.setattr(peers, "USELESS_S", 0.0)
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="429"):
+            async with connect_raw(addresses["peer"], genesis.op.id):
+                pass
+        assert "makes room" in await idle[0].wait_closed()
+        async with connect_raw(addresses["peer"], genesis.op.id) as late:
+            await late.shake_hands()
