@@ -61,6 +61,10 @@ class Bar:
         self._done = done
         self._progress.update(self._task, description=what, completed=done, total=total)
 
+    def end(self) -> None:
+        """Show nothing more; what is written next stands below."""
+        self._progress.stop()
+
     def add(self, what: str, size: int, total: int) -> None:
         """Show that so many bytes more are done."""
         self.show(what, self._done + size, total)
@@ -113,6 +117,11 @@ async def fetch(shell: Shell, cid: str, output: Path) -> int:
                 if bar.is_shown:
                     await asyncio.wait({watching}, timeout=LAST_S)
                 return size
+            except asyncio.CancelledError:
+                if bar.is_shown:
+                    bar.end()
+                    shell.note("What has come stays at the node, which may go on: the same command takes it up.")
+                raise
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
