@@ -11,6 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from itertools import groupby
 from typing import Final, Protocol, TypeAlias
 
 import aiohttp
@@ -49,6 +51,9 @@ LIVE_BYTES_MAX: Final = 512 * 1024
 """Above it live ops are not queued; the peer is told the heads later."""
 TAKES_MAX: Final = 8
 """Pages that may wait to be added; more than a session lets a peer send."""
+CALM_S: Final = 0.1
+GATHER_S: Final = 0.03
+"""So long new ops are gathered for one frame, when others went out less than `CALM_S` ago."""
 UNREAD_S: Final = 60.0
 """So long a peer may leave a frame unread, though it answers pings."""
 PIECE_S: Final = 20.0
@@ -173,6 +178,9 @@ class Link:
         self._is_second = False
         """Whether this side does not prove its key, for it only wants to know who is there."""
         self._socket = socket
+        self._gathered: list[tuple[Urgency, tuple[OpId, bytes]]] = []
+        """New ops that go out together soon."""
+        self._gather_timer: asyncio.TimerHandle | None = None
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
         self._stirred = asyncio.Event()
@@ -408,13 +416,33 @@ class Link:
         self.act(self.session.pull)
 
     def push(self, ops: Sequence[SignedOp], urgency: Urgency) -> None:
-        """Send new ops, or announce them; a peer that is too slow for that is probed later."""
+        """Send new ops, or announce them; a peer that is too slow for that is probed later.
+
+        The first ones after a while go at once. What follows closely is gathered for some milliseconds: a frame of
+        several ops costs both sides hardly more than one of one, and what the peer sends meanwhile need not go back.
+        """
+        self._gathered.extend((urgency, (signed.op.id, signed.block)) for signed in ops)
+        if self._gather_timer is None:
+            now_s = time.monotonic()
+            wait_s = 0.0 if now_s - self.pushed_s > CALM_S else GATHER_S
+            self.pushed_s = now_s
+            if wait_s:
+                self._gather_timer = asyncio.get_running_loop().call_later(wait_s, self._push_gathered)
+            else:
+                self._push_gathered()
+
+    def _push_gathered(self) -> None:
+        self._gather_timer = None
+        gathered, self._gathered = self._gathered, []
+        if self._done.is_set():
+            return
         if self._outbox_bytes > LIVE_BYTES_MAX:
             self.session.live.is_behind = True
-        else:
-            self.pushed_s = time.monotonic()
-            pairs = [(signed.op.id, signed.block) for signed in ops]
-            self.act(lambda: self.session.push(pairs, urgency))
+            return
+        self.pushed_s = time.monotonic()
+        for urgency, group in groupby(gathered, key=lambda pair: pair[0]):
+            pairs = [pair for _, pair in group]
+            self.act(partial(self.session.push, pairs, urgency))
 
     def probe(self, is_forced: bool = False) -> None:
         """Tell the peer what is here, if that has changed."""
