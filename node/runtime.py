@@ -282,7 +282,7 @@ class Runtime:
             return
         jump_ms = self.clock.jump_ms()
         if jump_ms:
-            self.duty_stopped = f"the clock jumped by {int(jump_ms / 1_000)} s; set it right and restart the node"
+            self.duty_stopped = f"the clock jumped by {round(jump_ms / 1_000)} s; set it right and restart the node"
             log.error("This witness has stopped: %s.", self.duty_stopped)
             return
         try:

@@ -191,7 +191,7 @@ async def test_a_witness_whose_clock_jumps_stops_its_duty_and_says_so() -> None:
     await wait_until(has_beaten, "the witness beats")
     times.wall_moved_ms = -70_000
     prev = await say(runtime, genesis, other, prev, 1)
-    await wait_until(_is(lambda: "jumped by -7" in runtime.duty_stopped), "the witness stops")
+    await wait_until(_is(lambda: "jumped by -70 s" in runtime.duty_stopped), "the witness stops")
     held = len(runtime.ledger)
     prev = await say(runtime, genesis, other, prev, 2)
     await asyncio.sleep(0.2)
