@@ -40,6 +40,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     (`crdtchain peers add`); once reached they are remembered."""
     public_url: str = ""
     """Address of this node's peer port as others reach it, behind a router or a reverse proxy; it is told to peers."""
+    discover: bool = True
+    """Look for further nodes: those that peers tell of, that dialled in, and on the local network, and tell peers of
+    them. Without it this node dials the addresses that people gave it and no others."""
     mdns: Literal["auto", "on", "off"] = "auto"
     """Find nodes of the same network on the local network, and be found there; auto: when the peer port listens on
     more than loopback."""

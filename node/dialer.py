@@ -106,6 +106,7 @@ class Dialer:
         self._now = now
         self._own = own
         self._configured = settings.peers
+        self._discovers = settings.discover
         self._file = None if peers_file is None else WatchedFile(peers_file)
         self._calls: dict[str, _Call] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -224,7 +225,7 @@ class Dialer:
         for row in rows:
             if row.source == Source.CONFIGURED:
                 self._start(row)
-        while len(self._calls) < OUTBOUND_MAX and self._count_trying() < TRYING_MAX:
+        while self._discovers and len(self._calls) < OUTBOUND_MAX and self._count_trying() < TRYING_MAX:
             busy = {group_of(parse_peer_url(url).host or "") for url in self._calls}
             # Found anew each time: one that was started may have used up what its machine and its node are allowed.
             chosen = self.book.choose([row for row in self._find_free() if row.source != Source.CONFIGURED], busy)

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 def wants_mdns(settings: Settings) -> bool:
     """Whether the settings ask for discovery on the local network."""
+    if not settings.discover:
+        return False
     if settings.mdns != "auto":
         return settings.mdns == "on"
     if not settings.listen:

@@ -227,7 +227,7 @@ class Node:
             for link in self.peers.ready():
                 if not self.allow.is_allowed(link.node):
                     link.drop(REFUSED)
-                elif time.monotonic() - told.get(link.name, -1e9) > TELL_S:
+                elif self.settings.discover and time.monotonic() - told.get(link.name, -1e9) > TELL_S:
                     told[link.name] = time.monotonic()
                     urls = pick_addresses_to_tell(self.book, link.address, self.settings.public_url, link.node)
                     if urls:
@@ -418,7 +418,11 @@ class Node:
         self.allow.check(link.node)
         if link.is_dialler:
             self.dialer.note_node(link.address, link.node)
-        elif link.session.peer is not None and (url := _find_port(link.session.peer.blobs, link.address)):
+        elif (
+            self.settings.discover
+            and link.session.peer is not None
+            and (url := _find_port(link.session.peer.blobs, link.address))
+        ):
             self.book.note_inbound(str(url), link.node)
         self.peers.choose(link)
         assert link.session.peer is not None
@@ -463,7 +467,8 @@ class Node:
 
     def on_told(self, link: Link, urls: Sequence[str]) -> None:
         """Note where other nodes answer, says a peer."""
-        self.book.note_told(urls, link.node, link.address)
+        if self.settings.discover:
+            self.book.note_told(urls, link.node, link.address)
 
     def _cool_down(self) -> None:
         if not self.peers.is_fetching:

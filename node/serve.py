@@ -235,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tip-wait-s", type=int, dest="tip_wait_s")
     parser.add_argument("--debounce-ms", type=int, dest="debounce_ms")
     parser.add_argument("--force-offline", action="store_true", default=None, dest="force_offline")
+    parser.add_argument("--no-discover", action="store_false", default=None, dest="discover")
     parser.add_argument("--mdns", choices=("auto", "on", "off"))
     parser.add_argument("--public-url", dest="public_url")
     parser.add_argument("--tls-cert", dest="tls_cert")

@@ -33,7 +33,7 @@ async def audit_node(url: str) -> AuditReport:
         folder = Path(name) / "data"
         await asyncio.to_thread(create_data, folder)
         await join_network(folder, url)
-        async with Node.open(folder, Settings(peers=(url,))) as node:
+        async with Node.open(folder, Settings(peers=(url,), discover=False)) as node:
             try:
                 async with asyncio.timeout(FETCH_S):
                     while not any(link.is_synced for link in node.peers.ready()):  # noqa: ASYNC110 — nothing tells it

@@ -117,6 +117,9 @@ def add_to(app: typer.Typer) -> None:
         public_url: Annotated[
             str | None, typer.Option(metavar="URL", help="The peer port's address as others reach it.")
         ] = None,
+        discover: Annotated[
+            bool | None, typer.Option("--discover/--no-discover", help="Look for further nodes than those given.")
+        ] = None,
         mdns: Annotated[
             bool | None, typer.Option("--mdns/--no-mdns", help="Find nodes on the local network, and be found.")
         ] = None,
@@ -149,6 +152,7 @@ def add_to(app: typer.Typer) -> None:
             "path_prefix": path_prefix, "trusted_proxies": tuple(trusted_proxy) if trusted_proxy else None,
             "jobs": tuple(jobs) if jobs else None, "job_tags": tuple(job_tags) if job_tags else None,
             "own_jobs": own_jobs,
+            "discover": discover,
             "mdns": None if mdns is None else "on" if mdns else "off", "force_offline": force_offline,
         }  # fmt: skip
         settings = load_settings(shell.data, flags)

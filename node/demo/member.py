@@ -68,7 +68,7 @@ async def work(node: Node, options: argparse.Namespace) -> None:
 async def run(options: argparse.Namespace) -> None:
     """Run the node until a signal ends it."""
     flags = {"local": "127.0.0.1:0", "listen": options.listen, "peers": options.peer, "witness": options.witness}
-    settings = load_settings(options.data, {**flags, "tip_wait_s": 2}, {})
+    settings = load_settings(options.data, {**flags, "tip_wait_s": 2, "discover": False}, {})
     works: list[asyncio.Task[None]] = []
 
     def start(node: Node, addresses: dict[str, str]) -> None:

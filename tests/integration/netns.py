@@ -303,7 +303,8 @@ class Proxies(Net):
         return ()
 
     def flags(self, number: int) -> tuple[str, ...]:
-        return ("--local", "127.0.0.1:0", "--listen", "127.0.0.1:0")
+        # Who learned the real addresses would go around the proxies.
+        return ("--local", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--no-discover")
 
     def note(self, number: int, peer: str) -> None:
         host, _, port = peer.removeprefix("http://").rpartition(":")
