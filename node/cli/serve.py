@@ -92,6 +92,12 @@ JobsOption = Annotated[list[str] | None, typer.Option("--jobs", metavar="JOB", h
 TagsOption = Annotated[
     list[str] | None, typer.Option("--job-tags", metavar="TAG", help="Keep only jobs with this tag.")
 ]
+DiscoverOption = Annotated[
+    bool | None, typer.Option("--discover/--no-discover", help="Look for further nodes than those given.")
+]
+MdnsOption = Annotated[
+    bool | None, typer.Option("--mdns/--no-mdns", help="Find nodes on the local network, and be found.")
+]
 OwnJobsOption = Annotated[bool | None, typer.Option("--own-jobs", help="Keep only jobs that this key posts.")]
 
 
@@ -117,12 +123,8 @@ def add_to(app: typer.Typer) -> None:
         public_url: Annotated[
             str | None, typer.Option(metavar="URL", help="The peer port's address as others reach it.")
         ] = None,
-        discover: Annotated[
-            bool | None, typer.Option("--discover/--no-discover", help="Look for further nodes than those given.")
-        ] = None,
-        mdns: Annotated[
-            bool | None, typer.Option("--mdns/--no-mdns", help="Find nodes on the local network, and be found.")
-        ] = None,
+        discover: DiscoverOption = None,
+        mdns: MdnsOption = None,
         tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate of the peer port, PEM.")] = None,
         tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Key of the certificate, PEM.")] = None,
         tls_ca: Annotated[
