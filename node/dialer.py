@@ -37,7 +37,7 @@ from node.watched import WatchedFile, read_lines
 
 ALREADY_CONNECTED: Final = "already connected"
 """Reason with which the second connection to a node ends."""
-OUTBOUND_MAX: Final = 8
+OUTBOUND_MAX: Final = limits.CONNECTIONS_OUT_MAX
 TRYING_MAX: Final = 4
 """Addresses tried at once, besides configured ones."""
 TICK_S: Final = 0.5

@@ -32,7 +32,6 @@ from typing import Final, TypeAlias
 from crdtchain.scalars import OpId
 
 LEAF_MAX: Final = 32
-DEPTH_DIGITS: Final = 10
 KEY_DIGITS: Final = 74
 _ID_PREFIX: Final = 4
 _DIGITS: Final = "0123456789abcdef"

@@ -55,6 +55,7 @@ def _describe_link(node: Node, link: Link) -> Json:
             "negotiated_bytes": traffic.negotiated_bytes,
             "sent_ops": traffic.sent_ops,
             "received_ops": traffic.received_ops,
+            "live_copies": traffic.live_copies,
         },
         "last_sync": None
         if trip is None
